@@ -1,0 +1,289 @@
+"""A checkpoint's answers to a manifest, scored: `items.jsonl` row by row, `report.json` at the end."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from aura.batch.collate import Example
+from aura.batch.prompt import user_message
+from aura.data.utterance import Utterance, label_text
+from aura.errors import AudioError, AuraError, DataError
+from aura.evaluation.item_log import ItemLog
+from aura.evaluation.metrics import answers, intents, transcription
+from aura.evaluation.report import write_report
+from aura.inference.generate import plan_batches, prompt_length
+from aura.progress import Advance, audio_progress
+
+if TYPE_CHECKING:
+    from aura.inference.engine import Engine
+
+Task = Literal["transcribe", "answer", "intent"]
+TASKS: tuple[str, ...] = ("transcribe", "answer", "intent")
+CHUNK = 64  # utterances decoded together, so that like lengths can be batched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What came out.
+
+    Args:
+        metrics: of the task, with `accuracy`: the share of answers that are right as a whole.
+        report: path of `report.json`.
+        items, failed: utterances given, and those among them without an answer.
+        errors: the first few reasons, `id: reason`.
+    """
+
+    metrics: Mapping[str, Any]
+    report: Path
+    items: int
+    failed: int
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Item:
+    """An utterance under a name of its own, with the text or label it is scored against."""
+
+    id: str
+    utterance: Utterance
+    reference: Any
+
+
+def evaluate(
+    engine: Engine,
+    utterances: Iterable[Utterance],
+    *,
+    task: Task = "transcribe",
+    out: str | os.PathLike[str],
+    max_new_tokens: int = 128,
+    batch_tokens: int = 2048,
+    batch_items: int = CHUNK,
+    prompt: str | None = None,
+    limit: int | None = None,
+    resume: bool = True,
+    command: str = "aura.evaluation.evaluate.evaluate(...)",
+    settings: Mapping[str, Any] | None = None,
+    show_progress: bool = True,
+) -> Evaluation:
+    """Answer every utterance greedily and score the answers.
+
+    An utterance that cannot be answered (unreadable audio, longer than the model takes) is written down as failed,
+    counted and left out of the rates. An evaluation that was interrupted goes on where it stopped; failed items are
+    tried again.
+
+    Args:
+        utterances: with transcript (`transcribe`), assistant turn (`answer`) or label (`intent`).
+        out: folder of `report.json` and `items.jsonl`.
+        batch_tokens, batch_items: bounds of one batch, see `generate_texts`.
+        prompt: asked behind the audio instead of what the utterances' own user turns say.
+        limit: first N utterances.
+        resume: go on with the items in `out`; False starts over.
+        command: what reproduces the report, kept in it.
+        settings: kept in the report, e.g. the manifests.
+
+    Raises:
+        DataError: nothing to score against, or `out` holds answers given under other settings.
+        PromptError, MissingExtraError, AuraError: see `generate_texts`, `transcription`, `ItemLog`.
+    """
+    if task not in TASKS:
+        raise DataError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+    items = _items(itertools.islice(utterances, limit), task)
+    _score(task, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
+    decides = {
+        "checkpoint": engine.checkpoint,
+        "adapter": engine.digest,
+        "dtype": str(engine.model.language_model.dtype).removeprefix("torch."),
+        "task": task,
+        "prompt": prompt,
+        "max_new_tokens": max_new_tokens,
+    }
+    start = time.monotonic()
+    log = Path(out) / "items.jsonl"
+    if not resume:
+        log.unlink(missing_ok=True)
+    with ItemLog(log, settings=decides) as done:
+        kept = done.done_ids(failed=False)
+        pending = [item for item in items if item.id not in kept]
+        with audio_progress("evaluating", len(items), show=show_progress) as advance:
+            advance(len(items) - len(pending), 0.0)
+            for row in _answer(
+                engine, pending, task, prompt, max_new_tokens, batch_tokens, batch_items, advance
+            ):
+                done.append(row)
+        by_id = {row["id"]: row for row in done.rows()}
+    rows = [by_id[item.id] for item in items]
+    failed = [row for row in rows if row["failed"]]
+    metrics = _score(task, items, [row["hypothesis"] for row in rows])
+    report = write_report(
+        out,
+        metrics=metrics,
+        settings={**decides, **(settings or {}), "limit": limit, "batch_tokens": batch_tokens},
+        command=command,
+        timings={**_timings(rows), "this_run_seconds": round(time.monotonic() - start, 3)},
+        items=len(rows),
+        failed=len(failed),
+        extra={"failures": [{"id": row["id"], "error": row["error"]} for row in failed]} if failed else None,
+    )
+    return Evaluation(
+        metrics=metrics,
+        report=report,
+        items=len(rows),
+        failed=len(failed),
+        errors=tuple(f"{row['id']}: {row['error']}" for row in failed[:5]),
+    )
+
+
+def _items(utterances: Iterable[Utterance], task: Task) -> list[_Item]:
+    """Utterances with their references, ids made unique.
+
+    Raises:
+        DataError: no utterances, or some without a reference for the task.
+    """
+    items: list[_Item] = []
+    missing: list[str] = []
+    seen: dict[str, int] = {}
+    for utterance in utterances:
+        seen[utterance.id] = number = seen.get(utterance.id, 0) + 1
+        id_ = utterance.id if number == 1 else f"{utterance.id} ({number})"
+        reference = reference_of(utterance, task)
+        if reference is None:
+            missing.append(id_)
+        items.append(_Item(id=id_, utterance=utterance, reference=reference))
+    if missing:
+        needed = {"transcribe": "'transcript'", "answer": "assistant turn", "intent": "'label'"}[task]
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(
+            f"{len(missing)} of {len(items)} rows have no {needed} to score against: {shown}. "
+            "Add it to the manifest, or choose another --task."
+        )
+    if not items:
+        raise DataError("there are no utterances to evaluate; expected at least one row in the manifest")
+    return items
+
+
+def reference_of(utterance: Utterance, task: Task) -> Any:
+    """What an answer is compared with: transcript, assistant turn or label; None where there is none."""
+    has_answer = any(message["role"] == "assistant" for message in utterance.messages)
+    answer = utterance.answer if has_answer else None
+    if task == "intent":
+        return utterance.label
+    if task == "transcribe" and utterance.transcript is not None:
+        return utterance.transcript
+    return answer
+
+
+def _answer(
+    engine: Engine,
+    items: Sequence[_Item],
+    task: Task,
+    prompt: str | None,
+    max_new_tokens: int,
+    batch_tokens: int,
+    batch_items: int,
+    advance: Advance,
+) -> Iterator[dict[str, Any]]:
+    """A row for each item, batch by batch."""
+    for first in range(0, len(items), CHUNK):
+        chunk = items[first : first + CHUNK]
+        start = time.monotonic()
+        ready: list[tuple[_Item, Example]] = []
+        lengths: list[int] = []
+        for item in chunk:
+            try:
+                example = _question(engine, item.utterance, prompt)
+                lengths.append(prompt_length(engine.model, engine.processor, example))
+                ready.append((item, example))
+            except AuraError as error:
+                yield _row(item, task, error=str(error))
+                advance(1, 0.0)
+        decoding = (time.monotonic() - start) / max(1, len(ready))
+        for planned in plan_batches(lengths, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
+            for at in range(0, len(planned), batch_items):
+                batch = [ready[index] for index in planned[at : at + batch_items]]
+                start = time.monotonic()
+                generations = engine.generate(
+                    [example for _, example in batch], max_new_tokens=max_new_tokens, batch_tokens=batch_tokens
+                )
+                used = (time.monotonic() - start) / len(batch) + decoding
+                for (item, example), generation in zip(batch, generations, strict=True):
+                    seconds = sum(len(wave) for wave in example.waveforms) / 16_000
+                    yield _row(
+                        item,
+                        task,
+                        hypothesis=generation.text,
+                        finished=generation.finished,
+                        seconds=seconds,
+                        used=used,
+                    )
+                    advance(1, seconds)
+
+
+def _question(engine: Engine, utterance: Utterance, prompt: str | None) -> Example:
+    """The utterance without its answer, decoded."""
+    messages: list[Any] = list(utterance.messages)
+    if prompt is not None:
+        messages = [user_message(prompt, len(utterance.audio))]
+    elif messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    longest = engine.model.config.max_seconds
+    for part in utterance.audio:
+        if (seconds := part.measure()) > longest:
+            raise AudioError(f"{part.name} is {seconds:.1f} s long; expected at most {longest:g} s at once. Cut it.")
+    return Example(id=utterance.id, messages=messages, waveforms=[part.load() for part in utterance.audio])
+
+
+def _row(
+    item: _Item,
+    task: Task,
+    *,
+    hypothesis: str | None = None,
+    finished: bool | None = None,
+    seconds: float | None = None,
+    used: float = 0.0,
+    error: str | None = None,
+) -> dict[str, Any]:
+    reference = label_text(item.reference) if task == "intent" else item.reference
+    return {
+        "id": item.id,
+        "reference": reference,
+        "hypothesis": hypothesis,
+        "correct": None if hypothesis is None else _score(task, [item], [hypothesis])["accuracy"] == 1.0,
+        "finished": finished,
+        "audio_seconds": seconds,
+        "wall_seconds": round(used, 4),
+        "failed": error is not None,
+        "error": error,
+    }
+
+
+def _score(task: Task, items: Sequence[_Item], hypotheses: Sequence[str | None]) -> dict[str, Any]:
+    """The metrics of the task and `accuracy`."""
+    references = [item.reference for item in items]
+    languages = [item.utterance.lang or "en" for item in items]
+    if task == "intent":
+        intent = intents(references, hypotheses).as_dict()
+        return {"accuracy": intent["command_accuracy"], **intent}
+    if task == "answer":
+        answer = answers(references, hypotheses, lang=languages).as_dict()
+        return {"accuracy": answer["exact_match"], **answer}
+    spoken = transcription(references, hypotheses, lang=languages).as_dict()
+    return {"accuracy": spoken["exact_match"], **spoken}
+
+
+def _timings(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the answered items, over all runs that went into the log."""
+    answered = [row for row in rows if not row["failed"]]
+    audio = sum(row["audio_seconds"] for row in answered)
+    wall = sum(row["wall_seconds"] for row in answered)
+    return {
+        "audio_seconds": round(audio, 3),
+        "wall_seconds": round(wall, 3),
+        "real_time_factor": wall / audio if audio else None,
+        "audio_seconds_per_second": audio / wall if wall else None,
+    }

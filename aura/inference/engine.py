@@ -1,0 +1,203 @@
+"""`aura.load(checkpoint)`: one model that transcribes, answers and chats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from aura.batch.collate import Example
+from aura.batch.prompt import Message, user_message
+from aura.errors import AuraError, ModelError
+from aura.inference.generate import Generation, Progress, generate_texts
+from aura.inference.messages import example_from_messages, load_limited
+from aura.inference.transcribe import MAX_NEW_TOKENS, Transcript, transcribe_each
+from aura.student.checkpoint import load_checkpoint
+from aura.student.model import AuraForConditionalGeneration
+from aura.student.processor import AuraProcessor
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Engine:
+    """A checkpoint in memory.
+
+    Args:
+        model: on its device.
+        processor: of the same checkpoint.
+        checkpoint: where it came from, for reports.
+    """
+
+    def __init__(
+        self,
+        model: AuraForConditionalGeneration,
+        processor: AuraProcessor,
+        *,
+        checkpoint: str = "a model in memory",
+    ) -> None:
+        self.model = model.eval()
+        self.processor = processor
+        self.checkpoint = checkpoint
+
+    def transcribe(
+        self,
+        source: Any,
+        *,
+        prompt: str | None = None,
+        window: float | None = None,
+        overlap: float | None = None,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        batch_tokens: int = 2048,
+    ) -> Transcript | list[Transcript]:
+        """What is said, in recordings of any length.
+
+        Args:
+            source: path, bytes, file object or Hugging Face audio dict (an array comes as
+                `{"array", "sampling_rate"}`), or a list of them; the windows of all are batched together.
+            prompt: text behind the audio; None for what training used, `""` for the audio alone.
+            window: seconds heard at once, at most; 30 by default.
+            overlap: seconds that two windows share where no pause lies near their border; 2 by default.
+            max_new_tokens: per window.
+            batch_tokens: see `generate_texts`.
+
+        Returns:
+            a `Transcript`, or a list of them for a list.
+
+        Raises:
+            AudioError: a recording that cannot be heard.
+        """
+        sources = list(source) if isinstance(source, (list, tuple)) else [source]
+        found: dict[int, Transcript] = {}
+        for index, result in transcribe_each(
+            self,
+            sources,
+            prompt=prompt,
+            window=window,
+            overlap=overlap,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=batch_tokens,
+        ):
+            if isinstance(result, AuraError):
+                raise result
+            found[index] = result
+        return [found[i] for i in range(len(sources))] if isinstance(source, (list, tuple)) else found[0]
+
+    def ask(
+        self,
+        audio: Any,
+        question: str,
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        stream: Callable[[str], None] | None = None,
+    ) -> str:
+        """The answer to a question about a recording (or a list of them, heard in order).
+
+        Raises:
+            AudioError: audio that cannot be heard, or longer than the checkpoint takes at once.
+            PromptError: it does not fit into the LLM's context.
+        """
+        sources = list(audio) if isinstance(audio, (list, tuple)) else [audio]
+        waveforms = [load_limited(source, max_seconds=self.model.config.max_seconds) for source in sources]
+        example = Example(
+            id="the question", messages=[user_message(question, len(sources))], waveforms=waveforms
+        )
+        return self._one(example, max_new_tokens, stream)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        stream: Callable[[str], None] | None = None,
+    ) -> str:
+        """The assistant's next turn.
+
+        Args:
+            messages: turns of `{"role", "content"}`; content is text or parts such as
+                `{"type": "text", "text": ...}` and `{"type": "audio", "audio": path, bytes or array}`, an
+                array with `"sampling_rate"`.
+            stream: called with each piece of the answer as it comes.
+
+        Raises:
+            PromptError: messages that cannot be rendered, or do not fit into the LLM's context.
+            AudioError: audio that cannot be heard, or longer than the checkpoint takes at once.
+        """
+        example = example_from_messages(messages, max_seconds=self.model.config.max_seconds)
+        return self._one(example, max_new_tokens, stream)
+
+    def generate(
+        self,
+        examples: Sequence[Example],
+        *,
+        max_new_tokens: int,
+        batch_tokens: int = 2048,
+        progress: Progress | None = None,
+    ) -> list[Generation]:
+        """Greedy answers to decoded conversations; see `generate_texts`."""
+        return generate_texts(
+            self.model,
+            self.processor,
+            examples,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+
+    def _one(self, example: Example, max_new_tokens: int, stream: Callable[[str], None] | None) -> str:
+        [answer] = generate_texts(
+            self.model, self.processor, [example], max_new_tokens=max_new_tokens, stream=stream
+        )
+        return answer.text
+
+
+def load(
+    checkpoint: str | os.PathLike[str],
+    *,
+    llm: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    attn_implementation: str = "sdpa",
+) -> Engine:
+    """Checkpoint folder or Hub id -> `Engine`. No speech encoder is loaded: there is none at run time.
+
+    Args:
+        llm: reference to load the LLM from, instead of the one named in the checkpoint.
+        dtype: of the LLM's weights: float32, bfloat16 or float16.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` ...
+        attn_implementation: `sdpa` or `eager`.
+
+    Raises:
+        CheckpointError: no checkpoint, or one of another LLM.
+        ModelReferenceError: the LLM cannot be found.
+        ModelError: no such device or dtype.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    place = pick_device(device)
+    model, processor = load_checkpoint(
+        checkpoint, llm=llm, dtype=dtype, attn_implementation=attn_implementation
+    )
+    model.to(place)  # type: ignore[arg-type]  # its decorator hides the signature
+    return Engine(model, processor, checkpoint=os.fspath(checkpoint))
+
+
+def pick_device(device: str) -> torch.device:
+    """Device by name, `auto` for a GPU where there is one.
+
+    Raises:
+        ModelError: unknown, or not on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device is {device!r}; expected auto, cpu, cuda or cuda:<number>") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"device is {device}; this machine has {torch.cuda.device_count()} CUDA device(s). "
+            "Use --device cpu"
+        )
+    return place

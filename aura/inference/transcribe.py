@@ -1,0 +1,177 @@
+"""Recordings of any length -> transcripts; the windows of all of them go through the model together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aura.batch.collate import Example
+from aura.batch.prompt import user_message
+from aura.errors import AuraError
+from aura.inference.generate import Generation
+from aura.inference.messages import rereadable
+from aura.inference.stitch import drop_overlap
+from aura.inference.windows import OVERLAP, WINDOW, Window, check_window, read_windows
+
+if TYPE_CHECKING:
+    from aura.inference.engine import Engine
+
+MAX_NEW_TOKENS = 256  # per window: 30 s of fast English are about 200
+BATCHES_AHEAD = 8  # batches' worth of windows held in memory, so that like lengths can be batched
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """What one window says; seconds in the recording."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """What a recording says.
+
+    Args:
+        text: all of it.
+        segments: the stretches it was heard in, in order, those without words left out.
+        seconds: length of the recording.
+        truncated: an answer hit `max_new_tokens`, so words may be missing (or a model looped).
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    seconds: float
+    truncated: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        segments = [{"start": s.start, "end": s.end, "text": s.text} for s in self.segments]
+        return {"text": self.text, "seconds": self.seconds, "truncated": self.truncated, "segments": segments}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heard:
+    """A window's text, without its samples."""
+
+    start: float
+    end: float
+    overlaps: bool
+    text: str
+    finished: bool
+
+
+def transcribe_each(
+    engine: Engine,
+    sources: Sequence[Any],
+    *,
+    prompt: str | None = None,
+    window: float | None = None,
+    overlap: float | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_tokens: int = 2048,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[tuple[int, Transcript | AuraError]]:
+    """(index, transcript) as recordings are done, and (index, error) for one that cannot be heard.
+
+    Args:
+        sources: anything `load_waveform` takes.
+        prompt: text behind the audio; None for what training used, `""` for the audio alone.
+        window, overlap: see `read_windows`.
+        max_new_tokens: per window.
+        batch_tokens: see `generate_texts`.
+        progress: called with the seconds of audio that were done.
+
+    Raises:
+        RecipeError: an impossible window.
+        PromptError: a prompt that cannot be rendered.
+    """
+    config = engine.model.config
+    window = min(WINDOW, config.max_seconds) if window is None else window
+    overlap = min(OVERLAP, window / 2) if overlap is None else overlap
+    check_window(window, overlap, max_seconds=config.max_seconds)
+    message = user_message(config.prompt if prompt is None else prompt)
+    positions = engine.processor.feature_extractor.grid.count_seconds(window) + max_new_tokens
+    ahead = BATCHES_AHEAD * max(1, batch_tokens // positions)
+    heard: dict[int, list[_Heard]] = {}
+    stream = _windows_of_all(sources, window, overlap)
+    while chunk := list(itertools.islice(stream, ahead)):
+        spoken = [piece for _, piece in chunk if isinstance(piece, Window) and not piece.is_silent]
+        examples = [
+            Example(id=f"the window at {w.start:.1f} s", messages=[message], waveforms=[w.wave_N])
+            for w in spoken
+        ]
+        answers = iter(engine.generate(examples, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens))
+        for index, piece in chunk:
+            if isinstance(piece, Window):
+                answer = None if piece.is_silent else next(answers)
+                heard.setdefault(index, []).append(_heard(piece, answer))
+                if progress is not None:
+                    progress(piece.end - piece.start)
+            elif piece is None:
+                yield index, _join(heard.pop(index))
+            else:
+                heard.pop(index, None)
+                yield index, piece
+
+
+def _heard(window: Window, answer: Generation | None) -> _Heard:
+    return _Heard(
+        start=window.start,
+        end=window.end,
+        overlaps=window.overlaps,
+        text=" ".join(answer.text.split()) if answer else "",  # one line: blank ones would end an SRT cue
+        finished=answer.finished if answer else True,
+    )
+
+
+def _windows_of_all(
+    sources: Sequence[Any], window: float, overlap: float
+) -> Iterator[tuple[int, Window | AuraError | None]]:
+    """Every source's windows, then None at its end, or the error that ended it."""
+    for index, source in enumerate(sources):
+        try:
+            for piece in read_windows(rereadable(source), window=window, overlap=overlap):
+                yield index, piece
+            yield index, None
+        except AuraError as error:
+            yield index, error
+
+
+def _join(heard: Sequence[_Heard]) -> Transcript:
+    texts = [h.text for h in heard]
+    starts, ends = [h.start for h in heard], [h.end for h in heard]
+    for i in range(1, len(heard)):
+        if heard[i].overlaps:
+            shared = ends[i - 1] - starts[i]
+            texts[i - 1], texts[i] = drop_overlap(texts[i - 1], texts[i], seconds=shared)
+            ends[i - 1] = starts[i] = starts[i] + shared / 2
+    segments = [
+        Segment(start=round(s, 3), end=round(e, 3), text=t)
+        for s, e, t in zip(starts, ends, texts, strict=True)
+        if t
+    ]
+    return Transcript(
+        text=" ".join(s.text for s in segments),
+        segments=tuple(segments),
+        seconds=round(heard[-1].end, 3),
+        truncated=not all(h.finished for h in heard),
+    )
+
+
+def to_srt(transcript: Transcript) -> str:
+    """SubRip text, one cue a segment."""
+    cues = [
+        f"{number}\n{_srt_time(s.start)} --> {_srt_time(s.end)}\n{s.text}\n"
+        for number, s in enumerate(transcript.segments, start=1)
+    ]
+    return "\n".join(cues)
+
+
+def _srt_time(seconds: float) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d},{rest % 1000:03d}"

@@ -1,0 +1,120 @@
+"""Students: built from a stock LLM, saved as a checkpoint folder, loaded back; and the Auto classes' registration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from aura.config import AudioConfig, LoraConfig
+from aura.student.files import checkpoint_folder, whole_folder
+from aura.student.llm import embedding_rms, fingerprint
+from aura.student.lora import attach_lora
+from aura.student.model import AuraConfig, AuraForConditionalGeneration
+from aura.student.processor import AuraFeatureExtractor, AuraProcessor
+
+RECIPE = "recipe.yaml"
+CARD = "README.md"
+
+AutoConfig.register("aura", AuraConfig, exist_ok=True)
+AutoFeatureExtractor.register(AuraConfig, AuraFeatureExtractor, exist_ok=True)
+AutoProcessor.register(AuraConfig, AuraProcessor, exist_ok=True)
+AutoModel.register(AuraConfig, AuraForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(AuraConfig, AuraForConditionalGeneration, exist_ok=True)
+
+
+def new_processor(tokenizer: PreTrainedTokenizerBase, audio: AudioConfig) -> AuraProcessor:
+    """Processor for a tokenizer and an audio front-end."""
+    extractor = AuraFeatureExtractor(feature_size=audio.n_mels, floor=audio.floor, patch_frames=audio.patch_frames)
+    return AuraProcessor(extractor, tokenizer)
+
+
+def new_student(
+    language_model: PreTrainedModel,
+    processor: AuraProcessor,
+    *,
+    base: str,
+    audio: AudioConfig,
+    lora: LoraConfig,
+    prompt: str | None = None,
+) -> AuraForConditionalGeneration:
+    """Stock LLM + fresh audio embedding + fresh adapter; only the latter two are trainable.
+
+    Args:
+        base: reference the LLM came from, kept in the checkpoint.
+        prompt: text behind the audio in training, the default of transcribe.
+    """
+    config = AuraConfig(
+        text_config=language_model.config,
+        base_model=base,
+        base_fingerprint=fingerprint(language_model),
+        audio_token_id=processor.audio_token_id,
+        stem=audio.stem,
+        n_mels=audio.n_mels,
+        floor=audio.floor,
+        patch_frames=audio.patch_frames,
+        stem_width=audio.stem_width,
+        attention=audio.attention,
+        block_patches=audio.block_patches,
+        max_seconds=audio.max_seconds,
+        embedding_scale=embedding_rms(language_model),
+        gate=lora.gate,
+        prompt=prompt,
+    )
+    language_model.requires_grad_(False)
+    attach_lora(
+        language_model,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        rslora=lora.rslora,
+        dropout=lora.dropout,
+        layers=lora.layers,
+        modules=lora.modules,
+        base=base,
+    )
+    return AuraForConditionalGeneration(config, language_model)
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    model: AuraForConditionalGeneration,
+    processor: AuraProcessor,
+    *,
+    extra: Mapping[str, str] | None = None,
+) -> Path:
+    """Model, processor and further text files (recipe, card) as one folder, whole or not at all.
+
+    Raises:
+        ModelError: the folder cannot be written; what stood there before is untouched.
+    """
+    target = Path(folder)
+    with whole_folder(target) as temporary:
+        model.write_files(temporary)
+        processor.save_pretrained(temporary)
+        for name, text in (extra or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+    return target
+
+
+def load_checkpoint(folder: str | os.PathLike[str], **kwargs: Any) -> tuple[AuraForConditionalGeneration, AuraProcessor]:
+    """Checkpoint folder -> model (eval mode) and processor.
+
+    Args:
+        kwargs: as `AuraForConditionalGeneration.from_pretrained`.
+
+    Raises:
+        CheckpointError: no checkpoint, a torn one, or one of another LLM.
+    """
+    path = checkpoint_folder(folder)
+    return AuraForConditionalGeneration.from_pretrained(path, **kwargs), AuraProcessor.from_pretrained(path)

@@ -1,0 +1,144 @@
+"""What is minimised: cross entropy on the answer + lambda * layer-wise cosine distance + weight * response KL."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from aura.batch.collate import Batch
+from aura.batch.prompt import IGNORE
+from aura.distill.layer_map import LayerPair
+from aura.distill.loss import DistillHeads, response_kl
+from aura.student.gate import GATE_KEY, decoder_layers
+from aura.student.model import AuraForConditionalGeneration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights of the three terms at one step, and the counts they are divided by.
+
+    Args:
+        distill: lambda.
+        kl: weight of the response KL.
+        answer_tokens, patches: of the whole optimiser step, over all micro-batches and processes.
+    """
+
+    distill: float
+    kl: float
+    answer_tokens: int
+    patches: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Sums over one micro-batch.
+
+    Args:
+        total: scalar to call backward on, already divided by the counts of the step.
+        cross_entropy: scalar, nats summed over answer tokens.
+        distances: (pairs,) 1 - cosine summed over patches; empty without distillation.
+        kl: scalar, summed over answer tokens.
+    """
+
+    total: torch.Tensor
+    cross_entropy: torch.Tensor
+    distances: torch.Tensor
+    kl: torch.Tensor
+
+
+class Objective(nn.Module):
+    """Student and heads as one module, so that a distributed wrapper sees every trainable weight.
+
+    Args:
+        student: the model that learns.
+        pairs: which student layers are compared; empty without distillation.
+        heads: one per pair; None without distillation.
+    """
+
+    def __init__(
+        self, student: AuraForConditionalGeneration, pairs: Sequence[LayerPair] = (), heads: DistillHeads | None = None
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.pairs = tuple(pairs)
+        self.heads = heads
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Names and weights that learn: LoRA, audio embedding, heads; nothing else."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def forward(self, batch: Batch, targets_LPK: torch.Tensor | None, weights: Weights) -> Losses:
+        """Losses of one micro-batch.
+
+        Args:
+            batch: with labels.
+            targets_LPK: (pairs, patches, K) teacher targets; None without distillation.
+            weights: of this step.
+        """
+        student = self.student
+        embeds_BSD, is_audio_BS = student.embed(batch.input_ids, batch.input_features, batch.input_features_mask)
+        inputs = student.decoder_inputs(embeds_BSD, is_audio_BS, batch.attention_mask)
+        layers = [pair.student for pair in self.pairs] if targets_LPK is not None else []
+        with captured_outputs(student.language_model, layers) as captured:
+            hidden_BSD = student.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        logits_NV, labels_N = self._answers(hidden_BSD, batch)
+        zero = logits_NV.new_zeros((), dtype=torch.float32)
+        cross_entropy = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+        total = cross_entropy / weights.answer_tokens
+        distances = zero.new_zeros(len(layers))
+        if targets_LPK is not None and self.heads is not None:
+            distances = self.heads([captured[layer][is_audio_BS] for layer in layers], targets_LPK)
+            total = total + weights.distill * distances.mean() / weights.patches
+        kl = zero
+        if weights.kl and batch.text is not None:
+            kl = response_kl(logits_NV, self._text_teacher(batch.text))
+            total = total + weights.kl * kl / weights.answer_tokens
+        if not bool(is_audio_BS.any()):
+            # Nothing of the adapter took part; a distributed wrapper still waits for every gradient.
+            total = total + 0.0 * sum(parameter.sum() for parameter in self.trainable().values())
+        return Losses(
+            total=total, cross_entropy=cross_entropy.detach(), distances=distances.detach(), kl=kl.detach()
+        )
+
+    def _answers(self, hidden_BSD: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (N, V) where a label follows, and those N labels; a large vocabulary elsewhere is wasted."""
+        following = batch.labels[:, 1:]
+        answered = following != IGNORE
+        return self.student.logits(hidden_BSD[:, :-1][answered]), following[answered]
+
+    @torch.no_grad()
+    def _text_teacher(self, text: Batch) -> torch.Tensor:
+        """Logits (N, V) of the stock LLM at the same answers, reading the transcript."""
+        embeds, is_audio = self.student.embed(text.input_ids)
+        inputs: dict[str, Any] = self.student.decoder_inputs(embeds, is_audio, text.attention_mask)
+        inputs[GATE_KEY] = "off"
+        hidden = self.student.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        return self._answers(hidden, text)[0]
+
+
+@contextlib.contextmanager
+def captured_outputs(language_model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
+    """Raw outputs of decoder layers (1-based) during the block.
+
+    `output_hidden_states` would give the last layer after the final norm only.
+    """
+    captured: dict[int, torch.Tensor] = {}
+    modules = decoder_layers(language_model)
+
+    def keep(number: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            captured[number] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [modules[number - 1].register_forward_hook(keep(number)) for number in layers]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,56 @@
+"""Optimiser, learning rate and lambda over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from aura.config import DistillConfig, OptimConfig
+
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, the audio embedding with its own rate if the recipe gives one."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(("audio_embedding" in name, parameter.dim() > 1), []).append(parameter)
+    peak = config.learning_rate
+    own = config.embedding_learning_rate if config.embedding_learning_rate is not None else peak
+    return torch.optim.AdamW(
+        [
+            {
+                "params": members,
+                "lr": own if is_embedding else peak,
+                "peak": own if is_embedding else peak,
+                "weight_decay": config.weight_decay if is_matrix else 0.0,
+            }
+            for (is_embedding, is_matrix), members in groups.items()
+        ],
+        betas=config.betas,
+    )
+
+
+def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """Learning rate over its peak at a step (0-based) of a run of `steps`."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.decay == "constant":
+        return 1.0
+    progress = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    shape = 0.5 * (1 + math.cos(math.pi * progress)) if config.decay == "cosine" else 1 - progress
+    return config.final_ratio + (1 - config.final_ratio) * shape
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+
+
+def distill_weight(step: int, steps: int, config: DistillConfig) -> float:
+    """Lambda at a step: constant, or linear to `final_weight`."""
+    if config.final_weight is None:
+        return config.weight
+    progress = min(1.0, step / max(1, steps - 1))
+    return config.weight + (config.final_weight - config.weight) * progress
