@@ -7,9 +7,13 @@ default below is our choice, from the experiments in dev/LOG.md.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
+import itertools
 import os
+import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -224,7 +228,22 @@ def fields_with_help(config: type = Recipe, prefix: str = "") -> Iterator[tuple[
         if dataclasses.is_dataclass(value):
             yield from fields_with_help(type(value), f"{prefix}{f.name}.")
         else:
-            yield f"{prefix}{f.name}", value, f.metadata.get("help", "")
+            yield f"{prefix}{f.name}", value, f.metadata.get("help") or _docstrings(config).get(f.name, "")
+
+
+def _docstrings(config: type) -> dict[str, str]:
+    """The string below each field, for dataclasses that document themselves that way."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    body = typing.cast(ast.ClassDef, definition).body
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def check(recipe: Recipe) -> list[str]:

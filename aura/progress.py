@@ -11,7 +11,7 @@ Advance = Callable[[int, float], None]  # items done, seconds of audio in them
 
 @contextlib.contextmanager
 def audio_progress(title: str, total: int | None, *, show: bool = True) -> Iterator[Advance]:
-    """A bar that counts items and shows the audio-seconds done per second; nothing where stderr is no terminal.
+    """A bar that counts items, with the audio-seconds done per second; nothing where stderr is no terminal.
 
     Args:
         title: in front of the bar.
@@ -29,7 +29,9 @@ def audio_progress(title: str, total: int | None, *, show: bool = True) -> Itera
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (show and console.is_terminal)
+    ) as bar:
         task = bar.add_task(title, total=total, rate="")
         start, heard = time.monotonic(), 0.0
 

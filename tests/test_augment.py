@@ -54,11 +54,12 @@ def test_the_generator_alone_decides(noise_file: str) -> None:
 
 def test_one_clip_does_not_move_the_draws_of_the_next() -> None:
     """Whatever is drawn for a clip, and however long it is, the generator goes on from the same state."""
-    augment = Augment(AugmentConfig(noise_probability=0.5, speed_probability=0.5))
+    augment = Augment(AugmentConfig(noise_probability=0.5, speed_probability=0.5, time_masks=2, freq_masks=2))
     after = []
     for seconds in (0.5, 3.0):
         generator = rng(3)
         augment(sine(seconds), generator)
+        augment.spec_augment(np.zeros((80, int(100 * seconds)), np.float32), generator)
         after.append(generator.random())
     assert after[0] == after[1]
 

@@ -410,3 +410,11 @@ def test_reading_a_manifest_imports_neither_torch_nor_datasets() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_rows_of_the_documentation_are_legal(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = text.split("```json\n")[1].split("```")[0]
+    found = read_utterances(write_rows(tmp_path / "m.jsonl", rows))
+    assert [u.task for u in found] == ["transcribe", "transcribe", "intent", "answer", "answer"]
+    assert found[2].answer == "order drink=tea; size=big"

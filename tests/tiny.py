@@ -120,14 +120,15 @@ CHATML = (
 """A string-only template, as most LLMs bring one: content that is a list of parts breaks it."""
 
 
-def tiny_tokenizer(*, chat_template: str | None = CHATML, reserved: bool = True) -> Any:
+def tiny_tokenizer(*, chat_template: str | None = CHATML, reserved: bool = True, adds_bos: bool = False) -> Any:
     """A byte-level BPE tokenizer of `VOCABULARY` tokens, built in memory.
 
     Args:
         chat_template: the LLM's own template; None for an LLM without one.
         reserved: whether it keeps `<unused0>` free; without, an audio token is added behind the embedding table.
+        adds_bos: put `<s>` before any text it is given, as Llama's and Gemma's do.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<unused0>" if reserved else "<other>"]
@@ -139,6 +140,8 @@ def tiny_tokenizer(*, chat_template: str | None = CHATML, reserved: bool = True)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

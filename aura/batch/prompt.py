@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from aura.errors import PromptError
 from aura.student.processor import AuraProcessor
 
@@ -141,12 +143,15 @@ def _pieces(processor: AuraProcessor, messages: Sequence[Message], *, answer: bo
 
 
 def _render(processor: AuraProcessor, messages: Sequence[Message], *, generation_prompt: bool) -> str:
-    return processor.tokenizer.apply_chat_template(
-        [dict(m) for m in messages],
-        chat_template=processor.chat_template,
-        add_generation_prompt=generation_prompt,
-        tokenize=False,
-    )
+    try:
+        return processor.tokenizer.apply_chat_template(
+            [dict(m) for m in messages],
+            chat_template=processor.chat_template,
+            add_generation_prompt=generation_prompt,
+            tokenize=False,
+        )
+    except TemplateError as error:  # e.g. Gemma's raises on two user turns in a row
+        raise PromptError(f"the LLM's chat template refuses this conversation: {error}") from error
 
 
 def _until_end_of_turn(processor: AuraProcessor, ids: list[int]) -> int:

@@ -200,6 +200,8 @@ def _copy(mel: Any) -> Any:
 
 
 def _stretch(length: int, widest: int, rng: np.random.Generator) -> tuple[int, int]:
-    width = int(rng.integers(widest + 1))
-    first = int(rng.integers(length - width + 1))
+    # Two floats, not `integers`: that one may draw again, and the next clip would get other masks.
+    width_share, first_share = rng.random(2)
+    width = int(width_share * (widest + 1))
+    first = int(first_share * (length - width + 1))
     return first, first + width

@@ -73,9 +73,9 @@ def evaluate(
 ) -> Evaluation:
     """Answer every utterance greedily and score the answers.
 
-    An utterance that cannot be answered (unreadable audio, longer than the model takes) is written down as failed,
-    counted and left out of the rates. An evaluation that was interrupted goes on where it stopped; failed items are
-    tried again.
+    An utterance that cannot be answered (unreadable audio, longer than the model takes) is written down as
+    failed, counted and left out of the rates. An evaluation that was interrupted goes on where it stopped;
+    failed items are tried again.
 
     Args:
         utterances: with transcript (`transcribe`), assistant turn (`answer`) or label (`intent`).
@@ -208,7 +208,9 @@ def _answer(
                 batch = [ready[index] for index in planned[at : at + batch_items]]
                 start = time.monotonic()
                 generations = engine.generate(
-                    [example for _, example in batch], max_new_tokens=max_new_tokens, batch_tokens=batch_tokens
+                    [example for _, example in batch],
+                    max_new_tokens=max_new_tokens,
+                    batch_tokens=batch_tokens,
                 )
                 used = (time.monotonic() - start) / len(batch) + decoding
                 for (item, example), generation in zip(batch, generations, strict=True):
@@ -234,7 +236,9 @@ def _question(engine: Engine, utterance: Utterance, prompt: str | None) -> Examp
     longest = engine.model.config.max_seconds
     for part in utterance.audio:
         if (seconds := part.measure()) > longest:
-            raise AudioError(f"{part.name} is {seconds:.1f} s long; expected at most {longest:g} s at once. Cut it.")
+            raise AudioError(
+                f"{part.name} is {seconds:.1f} s long; expected at most {longest:g} s at once. Cut it."
+            )
     return Example(id=utterance.id, messages=messages, waveforms=[part.load() for part in utterance.audio])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from aura.inference.generate import Generation, Progress, generate_texts
 from aura.inference.messages import example_from_messages, load_limited
 from aura.inference.transcribe import MAX_NEW_TOKENS, Transcript, transcribe_each
 from aura.student.checkpoint import load_checkpoint
+from aura.student.lora import lora_parameters
 from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 
@@ -40,6 +43,17 @@ class Engine:
         self.model = model.eval()
         self.processor = processor
         self.checkpoint = checkpoint
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of what was learnt (adapter and audio embedding): the same for equal checkpoints anywhere."""
+        learnt = lora_parameters(self.model.language_model) + list(
+            self.model.audio_embedding.named_parameters()
+        )
+        sha = hashlib.sha256()
+        for name, parameter in learnt:
+            sha.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
+        return sha.hexdigest()[:16]
 
     def transcribe(
         self,

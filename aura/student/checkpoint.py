@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from aura.config import AudioConfig, LoraConfig
+from aura.errors import CheckpointError
 from aura.student.files import checkpoint_folder, whole_folder
 from aura.student.llm import embedding_rms, fingerprint
 from aura.student.lora import attach_lora
@@ -26,6 +27,7 @@ from aura.student.processor import AuraFeatureExtractor, AuraProcessor
 
 RECIPE = "recipe.yaml"
 CARD = "README.md"
+PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json")
 
 AutoConfig.register("aura", AuraConfig, exist_ok=True)
 AutoFeatureExtractor.register(AuraConfig, AuraFeatureExtractor, exist_ok=True)
@@ -117,4 +119,17 @@ def load_checkpoint(folder: str | os.PathLike[str], **kwargs: Any) -> tuple[Aura
         CheckpointError: no checkpoint, a torn one, or one of another LLM.
     """
     path = checkpoint_folder(folder)
-    return AuraForConditionalGeneration.from_pretrained(path, **kwargs), AuraProcessor.from_pretrained(path)
+    processor = _load_processor(path)  # cheap: what is torn shows before the LLM is loaded
+    return AuraForConditionalGeneration.from_pretrained(path, **kwargs), processor
+
+
+def _load_processor(folder: Path) -> AuraProcessor:
+    # Without tokenizer_config.json a tokenizer loads all the same, but without its special tokens.
+    missing = [name for name in PROCESSOR_FILES if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} is an incomplete checkpoint: {', '.join(missing)} missing; copy or save it again")
+    try:
+        return AuraProcessor.from_pretrained(folder)
+    except Exception as error:  # Hugging Face raises OSError, ValueError, TypeError or JSON errors for a torn file
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CheckpointError(f"the processor files in {folder} cannot be loaded ({reason}); copy or save them again") from error

@@ -34,7 +34,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             os.replace(target, old)
         os.replace(temporary, target)
-    except Exception as error:
+    except BaseException as error:  # an interrupt between the two renames must not lose the old folder either
         if old.exists() and not target.exists():
             os.replace(old, target)
         number = getattr(error, "errno", None)
@@ -97,4 +97,5 @@ def load_embedding(module: nn.Module, folder: Path) -> None:
     try:
         module.load_state_dict(load_file(folder / EMBEDDING))
     except Exception as error:  # safetensors and torch raise different types for torn and misfit files
-        raise CheckpointError(f"{folder / EMBEDDING} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{folder / EMBEDDING} cannot be loaded ({reason}); copy or save the checkpoint again") from error

@@ -113,4 +113,4 @@ def load_lora(model: PreTrainedModel, folder: Path, adapter: str = "default") ->
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from aura.errors import ModelError
+from aura.errors import CheckpointError, ModelError
 from aura.student.embedding import AudioEmbedding
-from aura.student.files import checkpoint_folder, load_embedding, save_embedding, whole_folder
+from aura.student.files import CONFIG, checkpoint_folder, load_embedding, save_embedding, whole_folder
 from aura.student.gate import GATE_KEY, Gate
 from aura.student.llm import check_fingerprint, load_llm
 from aura.student.lora import load_lora, save_lora
@@ -306,7 +306,7 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ModelReferenceError: the LLM cannot be found.
         """
         folder = checkpoint_folder(pretrained_model_name_or_path)
-        config = config if isinstance(config, AuraConfig) else AuraConfig.from_pretrained(folder)
+        config = config if isinstance(config, AuraConfig) else _read_config(folder)
         reference = llm or config.base_model
         if language_model is None:
             dtype = "float32" if dtype == "auto" else dtype
@@ -342,3 +342,9 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return attention_mask
 
 
+def _read_config(folder: Path) -> AuraConfig:
+    try:
+        return AuraConfig.from_pretrained(folder)
+    except Exception as error:  # torn JSON, fields of another type or another version's
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise CheckpointError(f"{folder / CONFIG} cannot be read ({reason}); copy or save the checkpoint again") from error

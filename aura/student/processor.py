@@ -21,13 +21,17 @@ PLAIN_TEMPLATE = (
     "{% if message.role == 'assistant' %}{{ eos_token }}{% else %}\n{% endif %}{% endfor %}"
 )
 
-# LLM templates expect text; audio parts become the placeholder before the LLM's own template runs.
+# LLM templates expect text; audio parts become the placeholder before the LLM's own template runs. A line break parts
+# adjacent audio parts: the mask tells parts by the text between them. Hybrid thinkers (Qwen 3, SmolLM 3) answer at
+# once unless the caller asks: otherwise an empty thought would stand in every label and every transcript.
 FLATTEN_TEMPLATE = (
+    "{% set enable_thinking = enable_thinking | default(false) %}"
     "{% set flat = namespace(messages=[], text='') %}"
     "{% for message in messages %}"
     "{% if message.content is string %}{% set flat.text = message.content %}"
     "{% else %}{% set flat.text = '' %}{% for part in message.content %}"
-    "{% if part.type == 'audio' %}{% set flat.text = flat.text + 'AUDIO_TOKEN' %}"
+    "{% if part.type == 'audio' %}{% set flat.text = flat.text + ('\\n' if flat.text.endswith('AUDIO_TOKEN') else '') %}"
+    "{% set flat.text = flat.text + 'AUDIO_TOKEN' %}"
     "{% else %}{% set flat.text = flat.text + part.text %}{% endif %}{% endfor %}{% endif %}"
     "{% set flat.messages = flat.messages + [dict(message, content=flat.text)] %}"
     "{% endfor %}{% set messages = flat.messages %}"
@@ -114,7 +118,9 @@ class AuraProcessor(ProcessorMixin):
     """Feature extractor + the LLM's tokenizer; `{"type": "audio"}` parts become one placeholder per patch."""
 
     tokenizer_class = "AutoTokenizer"
-    text_kwargs = {"padding": True, "padding_side": "left"}  # noqa: RUF012  # generation appends on the right
+    # Left, as generation appends on the right; the chat template brings the special tokens, a second BOS would not be
+    # what training saw.
+    text_kwargs = {"padding": True, "padding_side": "left", "add_special_tokens": False}  # noqa: RUF012
     audio_kwargs = {"sampling_rate": SAMPLE_RATE}  # noqa: RUF012
     return_mm_token_type_ids = True
 

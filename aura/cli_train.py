@@ -1,0 +1,103 @@
+"""The verbs around a recipe: train, recipe."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from aura.errors import RecipeError
+
+OPTIONS = ("--recipe", "--resume", "--overwrite", "--dry-run")
+
+
+def train(
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
+    recipe: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Train an adapter. Any field of the recipe can be set: --lora.rank 16 --run.out r16 (see: aura recipe).
+
+    Args:
+        recipe: YAML file.
+        resume: go on with the last checkpoint of the run folder.
+        overwrite: start over in a run folder that is not empty.
+        dry_run: parameters, memory, FLOP and the first batch's shapes, without loading weights.
+    """
+    from aura.config import read_recipe
+
+    resolved = read_recipe(recipe, parse_overrides(overrides))
+    if dry_run:
+        from aura.training.dryrun import dry_run as run_dry
+
+        report = run_dry(resolved)
+        if isinstance(report, str):
+            print(report)
+        return
+    # A line per library and device would bury the run's own lines; the environment may ask for them.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from aura.training.loop import train as run
+
+    run(resolved, resume=resume, overwrite=overwrite)
+
+
+def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
+    """`--lora.rank 16 --run.name=x` -> `{"lora.rank": 16, "run.name": "x"}`; values are YAML.
+
+    Raises:
+        RecipeError: a stray word, an option without a dot that is none of ours, or one without a value.
+    """
+    import yaml
+
+    overrides: dict[str, Any] = {}
+    remaining = list(tokens)
+    while remaining:
+        token = remaining.pop(0)
+        name, equals, value = token.removeprefix("--").partition("=")
+        if not token.startswith("--") or "." not in name:
+            close = difflib.get_close_matches(token, OPTIONS, n=1)
+            hint = f"Did you mean {close[0]}?" if close else "List every field with: aura recipe"
+            raise RecipeError(
+                f"{token} is no option of aura train; expected a field of the recipe such as --lora.rank 16. "
+                f"{hint}"
+            )
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise RecipeError(f"{token} was given without a value; expected one: {token} VALUE")
+            value = remaining.pop(0)
+        try:
+            overrides[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            overrides[name] = value  # plain text that YAML would read as something else, such as @name
+    return overrides
+
+
+def recipe() -> None:
+    """Print every field of a recipe with its default and what it does, as a recipe to start from."""
+    print(recipe_text())
+
+
+def recipe_text() -> str:
+    """A commented YAML of the defaults; `read_recipe` reads it back."""
+    import yaml
+
+    from aura.config import as_tree, fields_with_help
+
+    lines: list[str] = []
+    open_sections: list[str] = []
+    for dotted, default, help in fields_with_help():
+        *sections, name = dotted.split(".")
+        for depth, section in enumerate(sections):
+            if open_sections[: depth + 1] != sections[: depth + 1]:
+                lines += [""] * (depth == 0 and bool(lines)) + ["  " * depth + f"{section}:"]
+        open_sections = sections
+        value = yaml.safe_dump(as_tree(default), default_flow_style=True, width=1000, allow_unicode=True)
+        setting = f"{'  ' * len(sections)}{name}: {value.splitlines()[0]}"
+        lines.append(f"{setting:<44}  # {help}" if help else setting)
+    return "\n".join(lines)
