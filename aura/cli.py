@@ -1,4 +1,4 @@
-"""`aura`: a table of verbs over plain functions; torch is imported by the verbs that need it, when they run."""
+"""`aura`: a table of verbs over plain functions; the verbs that need torch import it when they run."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ app = App(
     help="Give an open LLM ears: audio understanding internalised as LoRA, no encoder at run time.",
     help_epilogue="--debug (or AURA_DEBUG=1) in front of or behind any command shows tracebacks.",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,
 )
 for verb in (transcribe, ask, chat, evaluate, train, recipe, data):
     app.command(verb)

@@ -28,8 +28,8 @@ AUDIO_SUFFIXES = (
     ".wma",
 )
 HELP = (
-    "Type a message and press Enter. A path to an audio file (or /audio PATH) adds the recording to your next "
-    "message; an empty line sends it alone. /reset forgets the conversation, /quit ends it."
+    "Type a message and press Enter. A path to an audio file (or /audio PATH) adds the recording to your "
+    "next message; an empty line sends it alone. /reset forgets the conversation, /quit ends it."
 )
 
 

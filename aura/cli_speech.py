@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class LoadOptions:
 
         from aura.inference.engine import load
 
-        if logging.get_verbosity() >= logging.ERROR:
+        if os.environ.get("TRANSFORMERS_VERBOSITY") == "error":
+            logging.set_verbosity_error()
             logging.disable_progress_bar()
         return load(checkpoint, llm=self.llm, device=self.device, dtype=self.dtype)
 
@@ -198,8 +200,8 @@ def evaluate(
         task: what is scored: transcribe against transcripts (WER), answer against the assistant's turns,
             intent against labels.
         data_root: folder that relative audio paths start from; the manifest's own by default.
-        prompt: asked behind the audio instead of what the rows say; by default, rows without messages get what
-            training used.
+        prompt: asked behind the audio instead of what the rows say; by default, rows without messages get
+            what training used.
         limit: first N rows.
         split: split of Hugging Face datasets.
         columns: their column for our field, e.g. --columns.transcript sentence.

@@ -34,11 +34,14 @@ def train(
 
     resolved = read_recipe(recipe, parse_overrides(overrides))
     if dry_run:
+        import yaml
+
+        from aura.evaluation.json_text import plain
         from aura.training.dryrun import dry_run as run_dry
 
-        report = run_dry(resolved)
-        if isinstance(report, str):
-            print(report)
+        print(
+            yaml.safe_dump(plain(run_dry(resolved)), sort_keys=False, allow_unicode=True, width=110), end=""
+        )
         return
     # A line per library and device would bury the run's own lines; the environment may ask for them.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import math
 import os
 import textwrap
 import types
@@ -25,6 +26,19 @@ import yaml
 
 from aura.data.augment import AugmentConfig
 from aura.errors import RecipeError
+
+# Numbers that must be above 0 and at least 0; null passes where the field allows it.
+POSITIVE = (
+    *("audio.n_mels", "audio.stem_width", "audio.block_patches", "audio.max_seconds", "lora.rank", "lora.alpha"),
+    *("distill.student_layers", "distill.calibration_seconds", "data.limit", "data.workers", "data.shuffle_buffer"),
+    *("batch.tokens", "batch.micro_batches", "batch.max_items", "optim.learning_rate", "optim.max_bad_steps"),
+    *("run.steps", "run.max_minutes", "run.log_every", "run.eval_items", "run.max_new_tokens", "run.save_minutes"),
+    *("run.keep_last", "run.threads"),
+)
+NOT_NEGATIVE = (
+    *("distill.weight", "distill.final_weight", "distill.response_kl", "data.min_seconds", "optim.weight_decay"),
+    *("optim.embedding_learning_rate", "optim.warmup_steps", "optim.clip", "run.seed", "run.eval_every", "run.save_every"),
+)
 
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -56,6 +70,7 @@ class AudioConfig:
     floor: float = option(-6.0, "lower bound of log10 mel power, fixed so that no frame depends on the future")
     patch_frames: int = option(8, "mel frames (10 ms each) per audio position: 8 = 12.5 Hz, 16 = 6.25 Hz, 4 = 25 Hz")
     stem_width: int = option(512, "channels of the conv stem; must equal the teacher's for a warm start")
+    scale: float = option(1.0, "RMS of audio positions over that of the LLM's token embeddings")
     attention: Literal["block", "causal", "full"] = option("block", "block: both ways inside blocks of patches, causal between")
     block_patches: int = option(8, "patches per block of the block pattern")
     max_seconds: float = option(300.0, "longest single audio part; longer input is an error, or windowed by transcribe")
@@ -92,7 +107,7 @@ class DistillConfig:
     layer_map: tuple[tuple[int, int], ...] | None = option(None, "explicit (teacher, student) pairs, 1-based; overrides student_layers")
     frame_map: Literal["stack", "pool"] = option("stack", "teacher frames of one patch stacked into one target, or averaged")
     targets: Literal["standardised", "raw"] = option("standardised", "per-channel standardised over a calibration pass, or as they are")
-    calibration_seconds: float = option(120.0, "speech in the calibration pass")
+    calibration_seconds: float = option(400.0, "speech in the calibration pass: target statistics and the heads' start")
     response_kl: float = option(0.0, "weight of KL to the same LLM, LoRA off, reading the transcript")
 
 
@@ -156,7 +171,7 @@ class RunConfig:
     save_every: int = option(200, "steps between checkpoints; 0 only at the end")
     save_minutes: float | None = option(15.0, "minutes between checkpoints")
     keep_last: int = option(2, "checkpoints kept besides the best")
-    best_metric: Literal["accuracy", "wer", "loss"] = option("wer", "what decides which checkpoint is best")
+    best_metric: Literal["accuracy", "wer", "loss", "none"] = option("wer", "what decides which checkpoint is delivered; none: the last")
     mixed_precision: Literal["auto", "no", "bf16"] = option("auto", "auto: bf16 autocast on CUDA devices that have it")
     threads: int | None = option(None, "torch threads; torch decides when null")
 
@@ -193,8 +208,7 @@ def read_recipe(path: str | os.PathLike[str] | None = None, overrides: Mapping[s
         _set(tree, dotted, value)
     problems: list[str] = []
     recipe = _build(Recipe, tree, "", problems)
-    if not problems:
-        problems += check(recipe)
+    problems += check(recipe)  # fields with another problem hold their default here
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise RecipeError(f"{source}: {len(problems)} problem(s) in the recipe:\n{lines}\nList every field with: aura recipe")
@@ -205,7 +219,7 @@ def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     """Resolved recipe -> YAML, through a temporary file and a rename."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(yaml.safe_dump(as_tree(recipe), sort_keys=False, allow_unicode=True))
+    temporary.write_text(yaml.safe_dump(as_tree(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -248,22 +262,14 @@ def _docstrings(config: type) -> dict[str, str]:
 
 def check(recipe: Recipe) -> list[str]:
     """Impossible values, each as one line: field, given, expected."""
-    positive = {
-        "audio.n_mels": recipe.audio.n_mels,
-        "audio.stem_width": recipe.audio.stem_width,
-        "audio.block_patches": recipe.audio.block_patches,
-        "audio.max_seconds": recipe.audio.max_seconds,
-        "lora.rank": recipe.lora.rank,
-        "batch.tokens": recipe.batch.tokens,
-        "batch.micro_batches": recipe.batch.micro_batches,
-        "batch.max_items": recipe.batch.max_items,
-        "optim.learning_rate": recipe.optim.learning_rate,
-        "run.steps": recipe.run.steps,
-        "run.keep_last": recipe.run.keep_last,
-        "run.log_every": recipe.run.log_every,
-        "run.max_new_tokens": recipe.run.max_new_tokens,
+    fields = {
+        f"{section.name}.{f.name}": getattr(getattr(recipe, section.name), f.name)
+        for section in dataclasses.fields(recipe)
+        for f in dataclasses.fields(typing.cast(Any, section.default_factory))
+        if getattr(recipe, section.name) is not None  # refused while it was built, and reported there
     }
-    problems = [f"{name} is {value}; expected more than 0" for name, value in positive.items() if not value > 0]
+    problems = [f"{name} is {fields[name]}; expected more than 0" for name in POSITIVE if not (fields[name] is None or fields[name] > 0)]
+    problems += [f"{name} is {fields[name]}; expected 0 or more" for name in NOT_NEGATIVE if (fields[name] or 0) < 0]
     if recipe.audio.patch_frames < 2 or recipe.audio.patch_frames % 2:
         problems.append(f"audio.patch_frames is {recipe.audio.patch_frames}; expected an even number of 10 ms frames, e.g. 8")
     if recipe.lora.layers is not None and recipe.lora.layers < 1:
@@ -272,8 +278,8 @@ def check(recipe: Recipe) -> list[str]:
         problems.append("lora.modules is empty; expected module names such as q_proj")
     if recipe.data.min_seconds >= recipe.data.max_seconds:
         problems.append(f"data.min_seconds is {recipe.data.min_seconds}; expected less than data.max_seconds {recipe.data.max_seconds}")
-    if recipe.distill.weight < 0 or recipe.distill.response_kl < 0:
-        problems.append("distill.weight and distill.response_kl must not be negative")
+    if not all(0 <= beta < 1 for beta in recipe.optim.betas):
+        problems.append(f"optim.betas is {list(recipe.optim.betas)}; expected two numbers from 0 up to 1")
     if not 0 <= recipe.optim.final_ratio <= 1:
         problems.append(f"optim.final_ratio is {recipe.optim.final_ratio}; expected 0 to 1")
     if not 0 <= recipe.lora.dropout < 1:
@@ -331,7 +337,8 @@ def _build(config: type, tree: Any, prefix: str, problems: list[str]) -> Any:
     try:
         return config(**values)
     except (RecipeError, ValueError, TypeError) as error:
-        problems.append(f"{prefix.rstrip('.')}: {error}")
+        # a config that checks itself begins its message with its own name
+        problems.append(f"{prefix.rstrip('.')}: {str(error).removeprefix(prefix.rstrip('.') + ': ')}")
         return None
 
 
@@ -371,7 +378,9 @@ def _convert(value: Any, kind: Any) -> Any:
             raise TypeError
         return {_convert(k, arguments[0]): _convert(v, arguments[1]) for k, v in value.items()}
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        return float(value)  # YAML 1.1 reads 1e-3 as a string
+        value = float(value)  # YAML 1.1 reads 1e-3 as a string
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError  # .nan and .inf are YAML, but no sensible value of any field
     if kind is int and isinstance(value, bool):
         raise TypeError
     if isinstance(kind, type) and isinstance(value, kind):

@@ -40,7 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.tiny_llm_folder("gemma3", here / "other", seed=1)
     tiny.tiny_llm_folder("llama", here / "llama")
     model, processor = tiny.tiny_student("gemma3", base=str(here / "llm"))
-    save_checkpoint(here / "checkpoint", model, processor, extra={"recipe.yaml": "run: {}\n", "README.md": "# card\n"})
+    save_checkpoint(
+        here / "checkpoint", model, processor, extra={"recipe.yaml": "run: {}\n", "README.md": "# card\n"}
+    )
     return here
 
 
@@ -57,7 +59,11 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("family", tiny.LLM_FAMILIES)
@@ -69,7 +75,16 @@ def test_round_trip(family: str, stem: str, tmp_path: Path) -> None:
     assert torch.equal(logits(again), logits(model))
     assert not again.training
     ours, theirs = model.config.to_dict(), again.config.to_dict()
-    for name in ("base_model", "base_fingerprint", "audio_token_id", "stem", "gate", "attention", "embedding_scale", "text_config"):
+    for name in (
+        "base_model",
+        "base_fingerprint",
+        "audio_token_id",
+        "stem",
+        "gate",
+        "attention",
+        "embedding_scale",
+        "text_config",
+    ):
         assert ours[name] == theirs[name], name
     assert processor_again.chat_template == processor.chat_template
     assert processor_again.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
@@ -84,9 +99,12 @@ def test_files_are_what_was_learnt_and_no_pickle(folder: Path) -> None:
     for name in (ADAPTER, EMBEDDING):
         names = load_file(folder / "checkpoint" / name).keys()
         assert all(".lora_" in n for n in names) if name == ADAPTER else not any("lora" in n for n in names)
-    assert not [path for path in (folder / "checkpoint").rglob("*") if b"\x80\x02" == path.read_bytes()[:2]]
+    assert not [path for path in (folder / "checkpoint").rglob("*") if path.read_bytes()[:2] == b"\x80\x02"]
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
+)  # PEFT's own call
 def test_stock_peft_loads_the_adapter(folder: Path) -> None:
     model, _ = load_checkpoint(folder / "checkpoint")
     stock = peft.PeftModel.from_pretrained(tiny.tiny_llm("gemma3"), str(folder / "checkpoint"))
@@ -101,9 +119,13 @@ def test_stock_peft_loads_the_adapter(folder: Path) -> None:
 
 def test_llm_in_memory_or_elsewhere(folder: Path, checkpoint: Path) -> None:
     expected = logits(load_checkpoint(checkpoint)[0])
-    assert torch.equal(logits(load_checkpoint(checkpoint, language_model=tiny.tiny_llm("gemma3"))[0]), expected)
+    assert torch.equal(
+        logits(load_checkpoint(checkpoint, language_model=tiny.tiny_llm("gemma3"))[0]), expected
+    )
     config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps(config | {"base_model": str(checkpoint / "moved-away")}))
+    (checkpoint / "config.json").write_text(
+        json.dumps(config | {"base_model": str(checkpoint / "moved-away")})
+    )
     assert torch.equal(logits(load_checkpoint(checkpoint, llm=str(folder / "llm"))[0]), expected)
     with pytest.raises(ModelReferenceError, match="moved-away"):
         load_checkpoint(checkpoint)
@@ -139,7 +161,9 @@ def test_bfloat16_llm_keeps_the_learnt_weights_exact(folder: Path) -> None:
 
 
 def test_another_llm_of_the_same_shape_is_refused(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"was trained on another LLM than .*other: its embeddings weights differ"):
+    with pytest.raises(
+        CheckpointError, match=r"was trained on another LLM than .*other: its embeddings weights differ"
+    ):
         load_checkpoint(folder / "checkpoint", llm=str(folder / "other"))
 
 
@@ -189,7 +213,9 @@ BREAKS += [(name, harm) for name in (ADAPTER, EMBEDDING) for harm in (_rename_we
 
 
 @pytest.mark.parametrize(("name", "harm"), BREAKS, ids=lambda value: getattr(value, "__name__", value))
-def test_a_torn_checkpoint_is_one_clear_error(checkpoint: Path, name: str, harm: Callable[[Path], None]) -> None:
+def test_a_torn_checkpoint_is_one_clear_error(
+    checkpoint: Path, name: str, harm: Callable[[Path], None]
+) -> None:
     harm(checkpoint / name)
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(checkpoint)
@@ -207,7 +233,10 @@ def test_no_such_folder(given: str) -> None:
 def test_a_run_folder_points_to_its_checkpoint(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="found nothing"):
         load_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match=r"is no aura checkpoint: config.json and .* expected, found .*Did you mean .*/checkpoint\?"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"is no aura checkpoint: config.json and .* expected, found .*Did you mean .*/checkpoint\?",
+    ):
         load_checkpoint(folder)
 
 
@@ -219,12 +248,17 @@ def _full_disk(*args: Any, **kwargs: Any) -> None:
 
 
 @pytest.mark.parametrize("module", [aura.student.files, aura.student.lora], ids=["embedding", "adapter"])
-def test_a_full_disk_leaves_the_old_checkpoint(checkpoint: Path, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_old_checkpoint(
+    checkpoint: Path, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, processor = load_checkpoint(checkpoint)
     before = contents(checkpoint)
     tiny.train_adapter(model)
     monkeypatch.setattr(module, "save_file", _full_disk)
-    for save in (lambda: save_checkpoint(checkpoint, model, processor), lambda: model.save_pretrained(checkpoint)):
+    for save in (
+        lambda: save_checkpoint(checkpoint, model, processor),
+        lambda: model.save_pretrained(checkpoint),
+    ):
         with pytest.raises(ModelError, match=r"the disk is full. Nothing there was changed; free some space"):
             save()
     assert contents(checkpoint) == before
@@ -260,7 +294,9 @@ def test_saving_again_replaces_every_file(checkpoint: Path) -> None:
     model, processor = load_checkpoint(checkpoint)
     tiny.train_adapter(model)
     save_checkpoint(checkpoint, model, processor)
-    assert {path.name for path in checkpoint.iterdir()} == MODEL_FILES | PROCESSOR_FILES, "no file of the old one stays"
+    assert {path.name for path in checkpoint.iterdir()} == MODEL_FILES | PROCESSOR_FILES, (
+        "no file of the old one stays"
+    )
     assert torch.equal(logits(load_checkpoint(checkpoint)[0]), logits(model))
 
 
@@ -272,5 +308,8 @@ def test_other_errors_pass_and_leave_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ModelError, match=r"could not write .*Nothing there was changed"), whole_folder(tmp_path / "file" / "ck"):
+    with (
+        pytest.raises(ModelError, match=r"could not write .*Nothing there was changed"),
+        whole_folder(tmp_path / "file" / "ck"),
+    ):
         pass

@@ -11,7 +11,14 @@ import pytest
 import soundfile
 import tiny
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForMultimodalLM, AutoProcessor, pipeline
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+    pipeline,
+)
 
 from aura.batch.collate import Example, collate
 from aura.errors import AudioError, CheckpointError
@@ -30,7 +37,9 @@ TOKENIZERS = {
     "chatml": lambda: tiny.tiny_tokenizer(),
     "no template": lambda: tiny.tiny_tokenizer(chat_template=None),
     "adds bos": lambda: tiny.tiny_tokenizer(adds_bos=True),
-    "bos in the template": lambda: tiny.tiny_tokenizer(chat_template="{{ bos_token }}" + tiny.CHATML, adds_bos=True),
+    "bos in the template": lambda: tiny.tiny_tokenizer(
+        chat_template="{{ bos_token }}" + tiny.CHATML, adds_bos=True
+    ),
     "no reserved token": lambda: tiny.tiny_tokenizer(reserved=False),
 }
 
@@ -77,7 +86,10 @@ def test_auto_config(built: tuple[Any, Any, Path]) -> None:
     assert config.get_text_config() is config.text_config
     shown = {k: v for k, v in config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
     assert AuraConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
-    assert shown["audio_token_id"] == model.config.audio_token_id and shown["base_model"] == model.config.base_model
+    assert (
+        shown["audio_token_id"] == model.config.audio_token_id
+        and shown["base_model"] == model.config.base_model
+    )
 
 
 def test_auto_processor(built: tuple[Any, Any, Path]) -> None:
@@ -122,7 +134,12 @@ def test_pipeline(built: tuple[Any, Any, Path], tmp_path: Path) -> None:
     expected = processor.decode(ids, skip_special_tokens=True)
     assert expected
     soundfile.write(tmp_path / "clip.wav", OTHER, 16_000, subtype="FLOAT")
-    from_file = [{"role": "user", "content": [{"type": "audio", "path": str(tmp_path / "clip.wav")}, MESSAGES[2]["content"][1]]}]
+    from_file = [
+        {
+            "role": "user",
+            "content": [{"type": "audio", "path": str(tmp_path / "clip.wav")}, MESSAGES[2]["content"][1]],
+        }
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe = pipeline("any-to-any", model=str(folder), processor=AutoProcessor.from_pretrained(folder))

@@ -25,7 +25,12 @@ from aura.student.model import AUDIO_TYPE_ID
 
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}  # float32 sums in another order
 PATTERNS = ("block", "causal", "full")
-KERNELS = [(family, attn) for family in tiny.LLM_FAMILIES for attn in ("sdpa", "eager") if (family, attn) != ("gemma2", "sdpa")]
+KERNELS = [
+    (family, attn)
+    for family in tiny.LLM_FAMILIES
+    for attn in ("sdpa", "eager")
+    if (family, attn) != ("gemma2", "sdpa")
+]
 NEW_TOKENS = tiny.WINDOW + 4
 GOLDEN = Path(__file__).parent / "golden" / "student_tiny.safetensors"
 
@@ -58,7 +63,10 @@ def example(number: int, *seconds: float) -> Example:
     """One turn per audio part, the text on either side of it by turns, and an answer to each."""
     messages: list[dict[str, Any]] = []
     for part, _ in enumerate(seconds):
-        parts = [{"type": "audio"}, {"type": "text", "text": f"What is said in the {part}th?"[: 12 + 5 * number]}]
+        parts = [
+            {"type": "audio"},
+            {"type": "text", "text": f"What is said in the {part}th?"[: 12 + 5 * number]},
+        ]
         messages += [
             {"role": "user", "content": parts if part % 2 == 0 else parts[::-1]},
             {"role": "assistant", "content": f"number {part}"},
@@ -69,14 +77,19 @@ def example(number: int, *seconds: float) -> Example:
 
 TEXT = Example(
     id="text",
-    messages=[{"role": "user", "content": "the other thing, then?"}, {"role": "assistant", "content": "the thing"}],
+    messages=[
+        {"role": "user", "content": "the other thing, then?"},
+        {"role": "assistant", "content": "the thing"},
+    ],
     waveforms=[],
 )
 # 1 to 2 parts of 4 to 23 patches: below and above a block and a sliding window, no two alike
 EXAMPLES = (example(1, 1.0), example(2, 0.3, 1.84), TEXT, example(3, 0.7))
 
 
-def batch_of(processor: Any, examples: Sequence[Example] = EXAMPLES, *, side: Any = "left", answer: bool = True) -> Batch:
+def batch_of(
+    processor: Any, examples: Sequence[Example] = EXAMPLES, *, side: Any = "left", answer: bool = True
+) -> Batch:
     if not answer:
         examples = [Example(id=e.id, messages=e.messages[:-1], waveforms=e.waveforms) for e in examples]
     return collate(processor, examples, answer=answer, padding_side=side)
@@ -120,7 +133,11 @@ def test_fresh_adapter_equals_base_on_audio(family: str, attn: str, attention: s
 @sides
 def test_text_only_equals_base_bit_for_bit(family: str, attn: str, side: str) -> None:
     model, processor = student(family, attn=attn)
-    shorter = Example(id="b", messages=[{"role": "user", "content": "on"}, {"role": "assistant", "content": "x"}], waveforms=[])
+    shorter = Example(
+        id="b",
+        messages=[{"role": "user", "content": "on"}, {"role": "assistant", "content": "x"}],
+        waveforms=[],
+    )
     batch = batch_of(processor, [TEXT, shorter], side=side)
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     with torch.no_grad():
@@ -129,14 +146,20 @@ def test_text_only_equals_base_bit_for_bit(family: str, attn: str, side: str) ->
         expected = stock(family, attn)(**inputs, position_ids=positions).logits
     assert torch.equal(forward(model, batch), expected)
     student(family, attn=attn, gate="all")
-    assert not torch.allclose(forward(model, batch), expected, atol=1e-2), "gate 'all' should change text: is there an adapter?"
+    assert not torch.allclose(forward(model, batch), expected, atol=1e-2), (
+        "gate 'all' should change text: is there an adapter?"
+    )
 
 
 @families
 @pytest.mark.parametrize("sampled", [False, True])
 def test_text_only_generation_equals_base(family: str, sampled: bool) -> None:
     model, processor = student(family)
-    shorter = Example(id="b", messages=[{"role": "user", "content": "on"}, {"role": "assistant", "content": ""}], waveforms=[])
+    shorter = Example(
+        id="b",
+        messages=[{"role": "user", "content": "on"}, {"role": "assistant", "content": ""}],
+        waveforms=[],
+    )
     batch = batch_of(processor, [TEXT, shorter], answer=False)
     outputs = []
     for one in (stock(family), model):
@@ -192,11 +215,15 @@ def test_neighbours_do_not_change_the_audio_embedding(stem: str) -> None:
     together = processor.feature_extractor(waveforms)
     with torch.no_grad():
         found = model.get_audio_features(**together).pooler_output
-        alone = [model.get_audio_features(**processor.feature_extractor([w])).pooler_output for w in waveforms]
+        alone = [
+            model.get_audio_features(**processor.feature_extractor([w])).pooler_output for w in waveforms
+        ]
         noise = torch.randn_like(together["input_features"]) * 100
         mask = together["input_features_mask"][:, None]
         together["input_features"] = torch.where(mask, together["input_features"], noise)
-        assert torch.equal(model.get_audio_features(**together).pooler_output, found), "values behind the end are read"
+        assert torch.equal(model.get_audio_features(**together).pooler_output, found), (
+            "values behind the end are read"
+        )
     torch.testing.assert_close(found, torch.cat(alone), **TOLERANCE)
 
 
@@ -230,7 +257,9 @@ def test_beams_and_samples_of_several_audio_parts(family: str) -> None:
     model, processor = student(family)
     batch = batch_of(processor, (EXAMPLES[1], TEXT, EXAMPLES[0]), answer=False)
     options: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "return_dict_in_generate": True}
-    beams = model.generate(**batch.model_inputs(), num_beams=3, do_sample=False, output_scores=True, **options)
+    beams = model.generate(
+        **batch.model_inputs(), num_beams=3, do_sample=False, output_scores=True, **options
+    )
     alone = [
         model.generate(
             **batch_of(processor, [one], answer=False).model_inputs(),
@@ -241,7 +270,9 @@ def test_beams_and_samples_of_several_audio_parts(family: str) -> None:
         )
         for one in (EXAMPLES[1], TEXT, EXAMPLES[0])
     ]
-    torch.testing.assert_close(beams.sequences_scores, torch.cat([one.sequences_scores for one in alone]), **TOLERANCE)
+    torch.testing.assert_close(
+        beams.sequences_scores, torch.cat([one.sequences_scores for one in alone]), **TOLERANCE
+    )
     samples = model.generate(
         **batch.model_inputs(), num_return_sequences=2, do_sample=True, top_k=1, output_logits=True, **options
     )
@@ -292,7 +323,11 @@ def test_second_turn_on_the_first_ones_cache_equals_whole(family: str, attention
         model(**first.model_inputs(), past_key_values=cache, use_cache=True)
     second = {name: whole.model_inputs()[name][1:] for name in ("input_features", "input_features_mask")}
     found = model.generate(
-        input_ids=whole.input_ids, attention_mask=whole.attention_mask, past_key_values=cache, **second, **options
+        input_ids=whole.input_ids,
+        attention_mask=whole.attention_mask,
+        past_key_values=cache,
+        **second,
+        **options,
     )
     assert torch.equal(found.sequences, expected.sequences)
     torch.testing.assert_close(torch.stack(found.logits), torch.stack(expected.logits), **TOLERANCE)
@@ -303,7 +338,9 @@ def prefill_in_blocks(model: Any, batch: Batch, *, rows: int, per_call: int = 8)
     """Text as it stands, audio `per_call` patches at a time on one cache; logits of the last call."""
     cache = DynamicCache(config=model.language_model.config)
     is_audio = (batch.input_ids == model.config.audio_token_id)[0]
-    patches = model.get_audio_features(batch.input_features[:rows], batch.input_features_mask[:rows]).pooler_output
+    patches = model.get_audio_features(
+        batch.input_features[:rows], batch.input_features_mask[:rows]
+    ).pooler_output
     logits, done, heard = torch.empty(0), 0, 0
     while done < len(is_audio):
         kind = bool(is_audio[done])
@@ -326,9 +363,13 @@ def prefill_in_blocks(model: Any, batch: Batch, *, rows: int, per_call: int = 8)
 
 
 @kernels
-@pytest.mark.parametrize(("attention", "per_call"), [("block", 8), ("causal", 8), ("block", 16), ("causal", 3)])
+@pytest.mark.parametrize(
+    ("attention", "per_call"), [("block", 8), ("causal", 8), ("block", 16), ("causal", 3)]
+)
 @pytest.mark.parametrize("one", [EXAMPLES[0], EXAMPLES[1], example(4, 3.0, 2.0)], ids=lambda one: one.id)
-def test_prefill_in_blocks_equals_whole_prefill(family: str, attn: str, attention: str, per_call: int, one: Example) -> None:
+def test_prefill_in_blocks_equals_whole_prefill(
+    family: str, attn: str, attention: str, per_call: int, one: Example
+) -> None:
     model, processor = student(family, attn=attn, attention=attention)
     batch = batch_of(processor, [one], answer=False)
     assert batch.input_ids.shape[1] > 3 * tiny.WINDOW
@@ -393,10 +434,16 @@ def test_placeholders_and_patches_must_agree() -> None:
 def test_only_embedding_and_adapter_learn(family: str, gate: str) -> None:
     model, processor = tiny.tiny_student(family, gate=gate)
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert names == {n for n, _ in model.named_parameters() if ".lora_" in n or n.startswith("audio_embedding.")}
+    assert names == {
+        n for n, _ in model.named_parameters() if ".lora_" in n or n.startswith("audio_embedding.")
+    }
     batch = batch_of(processor)
     model(**batch.model_inputs(), labels=batch.labels).loss.backward()
-    still = {n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)}
+    still = {
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
+    }
     # With gate "audio", what the last layer makes of audio positions beyond their keys and values is read by no
     # answer: cross entropy alone does not reach it.
     unread = {n for n in names if ".layers.3." in n and ".k_proj." not in n and ".v_proj." not in n}
@@ -418,7 +465,9 @@ def golden_logits() -> dict[str, torch.Tensor]:
             parameter.copy_(noise * 0.1 + (1.0 if parameter.dim() == 1 else 0.0))
         for attention in PATTERNS:
             model.config.attention = attention
-            found[f"{family}.{attention}"] = forward(model, batch_of(processor, EXAMPLES[1:2]))[0, -2:].contiguous()
+            found[f"{family}.{attention}"] = forward(model, batch_of(processor, EXAMPLES[1:2]))[
+                0, -2:
+            ].contiguous()
     return found
 
 
@@ -430,4 +479,6 @@ def test_golden_logits() -> None:
     expected = load_file(GOLDEN)
     assert found.keys() == expected.keys()
     for name, logits in found.items():
-        torch.testing.assert_close(logits, expected[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            logits, expected[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -120,7 +120,9 @@ CHATML = (
 """A string-only template, as most LLMs bring one: content that is a list of parts breaks it."""
 
 
-def tiny_tokenizer(*, chat_template: str | None = CHATML, reserved: bool = True, adds_bos: bool = False) -> Any:
+def tiny_tokenizer(
+    *, chat_template: str | None = CHATML, reserved: bool = True, adds_bos: bool = False
+) -> Any:
     """A byte-level BPE tokenizer of `VOCABULARY` tokens, built in memory.
 
     Args:
@@ -174,9 +176,19 @@ def tiny_llm_config(family: str) -> Any:
     settings |= {
         "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": mixed},
         "qwen3": {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": mixed},
-        "gemma2": {"sliding_window": WINDOW, "layer_types": mixed, "final_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
+        "gemma2": {
+            "sliding_window": WINDOW,
+            "layer_types": mixed,
+            "final_logit_softcapping": 5.0,
+            "query_pre_attn_scalar": 8,
+        },
         "gemma3": {"sliding_window": WINDOW, "layer_types": mixed, "query_pre_attn_scalar": 8},
-        "smollm3": {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": mixed, "no_rope_layers": [1, 0] * 2},
+        "smollm3": {
+            "use_sliding_window": True,
+            "sliding_window": WINDOW,
+            "layer_types": mixed,
+            "no_rope_layers": [1, 0] * 2,
+        },
         "mistral": {"sliding_window": WINDOW},
         "granite": {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
         "phi3": {"sliding_window": WINDOW, "rope_theta": 10_000.0},

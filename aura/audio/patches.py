@@ -7,6 +7,7 @@ the same count.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +70,6 @@ class PatchGrid:
         if self.patch_samples % frame_samples:
             raise ValueError(
                 f"a patch of {self.patch_samples} samples does not hold a whole number of teacher frames of "
-                f"{frame_samples} samples; choose audio.patch_frames as a multiple of {frame_samples // HOP}"
+                f"{frame_samples} samples; choose audio.patch_frames as a multiple of {math.lcm(frame_samples, HOP) // HOP}"
             )
         return self.patch_samples // frame_samples

@@ -13,6 +13,7 @@ import torch
 from aura.audio.logmel import log_mel
 from aura.batch.collate import Batch, Example, collate
 from aura.batch.plan import PlannedItem
+from aura.batch.prompt import IGNORE
 from aura.data.augment import Augment
 from aura.data.utterance import Utterance
 from aura.errors import AudioError
@@ -43,7 +44,8 @@ class BatchLoader:
 
     Args:
         augment: augmentation of waveforms and log-mel; None for evaluation.
-        skip_bad: leave unreadable items out (counted in `skipped`) instead of raising.
+        skip_bad: leave unreadable items out (counted in `skipped`) instead of raising. A micro-batch of which nothing
+            is left comes as one without answers: left out, it would move all batches after it to other steps.
         keep_waveforms: for the teacher.
         text_teacher: for the response KL.
     """
@@ -72,19 +74,22 @@ class BatchLoader:
         """Batches in the order of the plan."""
         items = iter(plan)
         pool = ThreadPoolExecutor(max_workers=self.workers, thread_name_prefix="aura-loader")
-        waiting: deque[Future[Batch | None]] = deque()
+        waiting: deque[Future[Batch]] = deque()
         try:
             waiting.extend(pool.submit(self.load, batch) for batch in islice(items, AHEAD * self.workers))
             while waiting:
                 batch = waiting.popleft().result()
                 waiting.extend(pool.submit(self.load, batch_items) for batch_items in islice(items, 1))
-                if batch is not None:
-                    yield batch
+                yield batch
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def load(self, planned: list[PlannedItem]) -> Batch | None:
-        """One micro-batch; None when nothing of it could be read."""
+    def load(self, planned: list[PlannedItem]) -> Batch:
+        """One micro-batch.
+
+        Raises:
+            AudioError: an item that cannot be decoded, unless `skip_bad`.
+        """
         examples: list[Example] = []
         features: list[torch.Tensor] = []
         for item in planned:
@@ -99,7 +104,7 @@ class BatchLoader:
             examples.append(example)
             features += [self._features(waveform, rng) for waveform in example.waveforms]
         if not examples:
-            return None
+            return self._nothing()
         return collate(
             self.processor,
             examples,
@@ -108,6 +113,11 @@ class BatchLoader:
             features=features or None,
             text_teacher=self.text_teacher,
         )
+
+    def _nothing(self) -> Batch:
+        """One padding token without a label."""
+        token = torch.full((1, 1), int(self.processor.tokenizer.pad_token_id))
+        return Batch(ids=(), input_ids=token, attention_mask=torch.ones_like(token), labels=torch.full((1, 1), IGNORE))
 
     def _features(self, waveform: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         extractor = self.processor.feature_extractor

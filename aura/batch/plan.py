@@ -14,7 +14,7 @@ from aura.data.utterance import Utterance, message_text
 from aura.student.processor import AuraProcessor
 
 LENGTH_JITTER = 0.1  # relative noise on lengths before sorting, so that batches differ between epochs (our choice)
-CHARACTERS_PER_TOKEN = 3.5  # of English text; only steers batch sizes
+CHARACTERS_PER_TOKEN = 3.5  # of English text (UTF-8 bytes of any other); only steers batch sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class PlannedItem:
 
 
 class LengthEstimate:
-    """Positions an utterance takes: patches exactly, text by its characters.
+    """Positions an utterance takes: patches (to one per further audio part), text by its length in bytes.
 
     Tokenising a million answers before the first step would cost minutes; the budget does not need them exactly.
     """
@@ -44,8 +44,10 @@ class LengthEstimate:
         self.overhead = len(empty.input_ids)
 
     def __call__(self, utterance: Utterance) -> int:
-        characters = sum(len(message_text(message)) for message in utterance.messages)
-        return self.overhead + self.grid.count_seconds(utterance.seconds) + int(characters / CHARACTERS_PER_TOKEN)
+        # Bytes, not characters: a Chinese character is about one token.
+        characters = sum(len(message_text(message).encode()) for message in utterance.messages)
+        turns = max(1, len(utterance.messages) // 2)
+        return turns * self.overhead + self.grid.count_seconds(utterance.seconds) + int(characters / CHARACTERS_PER_TOKEN)
 
 
 def pack(lengths: Sequence[int], *, tokens: int, max_items: int, rng: np.random.Generator) -> list[list[int]]:

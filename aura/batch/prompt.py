@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from aura.errors import PromptError
 from aura.student.processor import AuraProcessor
@@ -46,17 +48,21 @@ def replace_audio(messages: Sequence[Message], texts: Sequence[str]) -> list[dic
     """The same conversation with each audio part written out: what the text teacher and the text ceiling read."""
     remaining = iter(texts)
     return [
-        {**m, "content": m["content"] if isinstance(m["content"], str) else "".join(
-            next(remaining) if part["type"] == "audio" else _separated(index, part["text"])
-            for index, part in enumerate(m["content"])
-        )}
+        {**m, "content": m["content"] if isinstance(m["content"], str) else _written_out(m["content"], remaining)}
         for m in messages
     ]
 
 
-def _separated(index: int, text: str) -> str:
-    # A written-out transcript and the text behind it are two lines; audio parts itself from text by being audio.
-    return f"\n{text}" if index and not text.startswith("\n") else text
+def _written_out(parts: Sequence[Mapping[str, str]], texts: Iterator[str]) -> str:
+    # A written-out transcript stands on its own line; audio parts itself from its neighbours by being audio.
+    whole, after_audio = "", False
+    for part in parts:
+        is_audio = part["type"] == "audio"
+        text = next(texts) if is_audio else part["text"]
+        parted = not whole or not text or whole[-1].isspace() or text[0].isspace()
+        whole += text if parted or not (is_audio or after_audio) else f"\n{text}"
+        after_audio = is_audio
+    return whole
 
 
 def build_prompt(
@@ -98,19 +104,23 @@ def _check(processor: AuraProcessor, messages: Sequence[Message], patches: Seque
     if not messages:
         raise PromptError("the conversation holds no messages; expected at least one user turn")
     for number, message in enumerate(messages, 1):
-        content = message.get("content")
+        fields = message if isinstance(message, Mapping) else {}
+        content, role = fields.get("content"), fields.get("role")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, (list, tuple)) or message.get("role") not in ("system", "user", "assistant"):
+        if not isinstance(parts, (list, tuple)) or role not in ("system", "user", "assistant"):
             raise PromptError(
-                f"message {number} is {dict(message)!r:.120}; expected a role (system, user or assistant) and content as text "
+                f"message {number} is {message!r:.120}; expected a role (system, user or assistant) and content as text "
                 'or as parts such as {"type": "audio"} and {"type": "text", "text": "..."}'
             )
         for part in parts:
-            is_text = part.get("type") == "text" and isinstance(part.get("text"), str)
-            if not is_text and part.get("type") != "audio":
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            is_text = kind == "text" and isinstance(part.get("text"), str)
+            if not is_text and kind != "audio":
                 raise PromptError(f"message {number} holds the part {part!r:.120}; expected type 'text' (with text) or 'audio'")
             if is_text and processor.audio_token in part["text"]:
                 raise PromptError(f"message {number} holds the text {processor.audio_token!r}, which stands for audio; leave it out")
+            if kind == "audio" and role == "assistant":
+                raise PromptError(f"message {number} is the assistant's and holds audio; it answers in text only")
     if answer and messages[-1]["role"] != "assistant":
         raise PromptError(f"the last message is the {messages[-1]['role']}'s; training needs the assistant's answer last")
     found = count_audio(messages)
@@ -156,8 +166,15 @@ def _render(processor: AuraProcessor, messages: Sequence[Message], *, generation
 
 def _until_end_of_turn(processor: AuraProcessor, ids: list[int]) -> int:
     """Length up to and with the last special token: what generation must produce, without the template's line break."""
-    special = set(processor.tokenizer.all_special_ids)
+    special = _special_ids(processor.tokenizer)
     for length in range(len(ids), 0, -1):
         if ids[length - 1] in special:
             return length
     return len(ids)
+
+
+@lru_cache(maxsize=8)
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    # all_special_ids alone lacks an end of turn that is nobody's EOS, such as Gemma 3's <end_of_turn>.
+    marked = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset((*tokenizer.all_special_ids, *marked))

@@ -45,13 +45,15 @@ def layer_pairs(
         explicit: (teacher, student) pairs instead.
 
     Raises:
-        RecipeError: a layer beyond either model, or one student layer twice.
+        RecipeError: no pair, a layer beyond either model, or one student layer twice.
     """
     if explicit is None:
         wanted = student_layers if student_layers is not None else max(1, round(llm_layers * 2 / 3))
         if not 1 <= wanted <= llm_layers:
             raise RecipeError(f"distill.student_layers is {wanted}; expected 1 to {llm_layers}, the layers of the LLM")
         return spread_layers(teacher_layers, wanted)
+    if not explicit:
+        raise RecipeError("distill.layer_map is empty; expected pairs such as [[6, 12]], or null to spread the layers")
     pairs = tuple(LayerPair(teacher=t, student=s) for t, s in explicit)
     for pair in pairs:
         if not (1 <= pair.teacher <= teacher_layers and 1 <= pair.student <= llm_layers):

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 
+class DistillHead(nn.Module):
+    """RMS norm, a gain and shift per channel, and a bias-free Linear: student width -> target width.
+
+    VoRA's head has no per-channel part. LLMs carry a few channels hundreds of times larger than the rest; behind a bare
+    RMS norm the others are next to nothing, and the head learns as slowly as they are small. Gain and shift start at the
+    standardisation of a calibration pass (our choice; dev/LOG.md has the figures).
+    """
+
+    def __init__(self, width: int, target_width: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+        self.shift = nn.Parameter(torch.zeros(width))
+        self.linear = nn.Linear(width, target_width, bias=False)
+
+    def channels(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(P, D) -> RMS-normed, standardised (P, D)."""
+        return nn.functional.rms_norm(hidden.float(), hidden.shape[-1:], eps=1e-6) * self.gain + self.shift
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(P, D) -> (P, target width)."""
+        return self.linear(self.channels(hidden))
+
+    @torch.no_grad()
+    def calibrate(self, hidden: torch.Tensor, target: torch.Tensor, ridge: float) -> None:
+        """Standardise the channels, then start the Linear on the ridge regression to the targets."""
+        normed = nn.functional.rms_norm(hidden.float(), hidden.shape[-1:], eps=1e-6)
+        std = normed.std(0)
+        self.gain.copy_(1.0 / std.clamp(min=float(std.median()) * 1e-2))
+        self.shift.copy_(-normed.mean(0) * self.gain)
+        inputs = self.channels(hidden)
+        gram = inputs.T @ inputs
+        gram.diagonal().add_(ridge * float(gram.diagonal().mean()))
+        self.linear.weight.copy_(torch.linalg.solve(gram, inputs.T @ target.float()).T)
+
+
 class DistillHeads(nn.Module):
-    """One head per layer pair: RMSNorm + bias-free Linear, student width -> target width (as in VoRA).
+    """One head per layer pair, and the standardisation of the targets.
 
     Args:
         pairs: number of layer pairs.
@@ -21,9 +58,7 @@ class DistillHeads(nn.Module):
 
     def __init__(self, *, pairs: int, width: int, target_width: int, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.RMSNorm(width, eps=1e-6), nn.Linear(width, target_width, bias=False)) for _ in range(pairs)
-        )
+        self.heads = nn.ModuleList(DistillHead(width, target_width) for _ in range(pairs))
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -31,7 +66,17 @@ class DistillHeads(nn.Module):
         """Teacher frames of the paired layers -> zero mean, unit variance per channel."""
         return (hidden_LFE.float() - self.mean[:, None]) / self.std[:, None]
 
-    def forward(self, hidden_LPD: list[torch.Tensor], targets_LPK: torch.Tensor) -> torch.Tensor:
+    def calibrate(self, hidden_LPD: Sequence[torch.Tensor], targets_LPK: torch.Tensor, ridge: float = 0.1) -> None:
+        """Start each head on what the untrained student already carries (our choice; the paper is silent).
+
+        Args:
+            hidden_LPD, targets_LPK: as `forward`, over some minutes of speech.
+            ridge: penalty relative to the mean variance of the student's channels.
+        """
+        for head, hidden, target in zip(self.heads, hidden_LPD, targets_LPK, strict=True):
+            head.calibrate(hidden, target, ridge)  # type: ignore[operator]
+
+    def forward(self, hidden_LPD: Sequence[torch.Tensor], targets_LPK: torch.Tensor) -> torch.Tensor:
         """Sum over patches of 1 - cosine, per layer pair.
 
         Args:

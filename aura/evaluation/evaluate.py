@@ -260,7 +260,7 @@ def _row(
         "correct": None if hypothesis is None else _score(task, [item], [hypothesis])["accuracy"] == 1.0,
         "finished": finished,
         "audio_seconds": seconds,
-        "wall_seconds": round(used, 4),
+        "wall_seconds": round(used, 6),
         "failed": error is not None,
         "error": error,
     }
@@ -286,8 +286,8 @@ def _timings(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     audio = sum(row["audio_seconds"] for row in answered)
     wall = sum(row["wall_seconds"] for row in answered)
     return {
-        "audio_seconds": round(audio, 3),
-        "wall_seconds": round(wall, 3),
+        "audio_seconds": round(audio, 6),
+        "wall_seconds": round(wall, 6),
         "real_time_factor": wall / audio if audio else None,
         "audio_seconds_per_second": audio / wall if wall else None,
     }

@@ -69,19 +69,25 @@ def read_windows(source: Any, *, window: float = WINDOW, overlap: float = OVERLA
     Raises:
         AudioError: as `load_waveform`; perhaps only after some windows, when the damage lies further on.
     """
-    total = probe_seconds(source)
-    start, overlaps = 0.0, False
-    while total - start > window:
-        wave_N = load_waveform(source, start=start, end=start + window)
-        last = round((min(window, total - start - TAIL)) * SAMPLE_RATE)
-        first = max(SAMPLE_RATE, last - round(min(SEARCH, window / 4) * SAMPLE_RATE))
-        cut = quiet_place(wave_N, first, last)
+    total = round(probe_seconds(source) * SAMPLE_RATE)
+    longest, shared = round(window * SAMPLE_RATE), round(overlap * SAMPLE_RATE)
+    search, tail = round(min(SEARCH, window / 4) * SAMPLE_RATE), round(TAIL * SAMPLE_RATE)
+    first, overlaps = 0, False  # in samples: seconds would add up rounding errors over hours
+    while total - first > longest:
+        wave_N = load_waveform(source, start=first / SAMPLE_RATE, end=(first + longest) / SAMPLE_RATE)
+        last = min(longest, total - first - tail)
+        cut = quiet_place(wave_N, last - search, last)
         length = last if cut is None else cut
-        end = start + length / SAMPLE_RATE
-        yield Window(start=start, end=end, overlaps=overlaps, wave_N=wave_N[:length])
-        start, overlaps = (end, False) if cut is not None else (end - overlap, overlap > 0)
-    wave_N = load_waveform(source, start=start) if start else load_waveform(source)
-    yield Window(start=start, end=start + len(wave_N) / SAMPLE_RATE, overlaps=overlaps, wave_N=wave_N)
+        yield _window(first, wave_N[:length], overlaps)
+        first += length if cut is not None else length - shared
+        overlaps = cut is None and shared > 0
+    wave_N = load_waveform(source, start=first / SAMPLE_RATE) if first else load_waveform(source)
+    yield _window(first, wave_N, overlaps)
+
+
+def _window(first: int, wave_N: np.ndarray, overlaps: bool) -> Window:
+    end = (first + len(wave_N)) / SAMPLE_RATE
+    return Window(start=first / SAMPLE_RATE, end=end, overlaps=overlaps, wave_N=wave_N)
 
 
 def quiet_place(wave_N: np.ndarray, first: int, last: int) -> int | None:

@@ -70,7 +70,7 @@ def new_student(
         attention=audio.attention,
         block_patches=audio.block_patches,
         max_seconds=audio.max_seconds,
-        embedding_scale=embedding_rms(language_model),
+        embedding_scale=embedding_rms(language_model) * audio.scale,
         gate=lora.gate,
         prompt=prompt,
     )

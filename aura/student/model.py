@@ -32,7 +32,7 @@ class AuraConfig(PreTrainedConfig):
         base_fingerprint: the LLM's shapes and a sample of its weights, to refuse another LLM.
         audio_token_id: placeholder of one audio position; never looked up in the embedding table.
         stem, n_mels, floor, patch_frames, stem_width, attention, block_patches, max_seconds: see `AudioConfig`.
-        embedding_scale: RMS of the LLM's token embeddings.
+        embedding_scale: RMS that audio positions start at.
         gate: `audio` or `all`, see `LoraConfig`.
         prompt: text that stood after the audio in training; the default prompt of transcribe.
     """

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+import contextlib
+import math
+import shutil
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
 from aura.batch.collate import Batch
@@ -18,18 +22,20 @@ from aura.batch.loader import BatchLoader
 from aura.batch.plan import LengthEstimate, PlannedItem, plan_batches
 from aura.config import Recipe, write_recipe
 from aura.data.augment import Augment
-from aura.errors import RecipeError, TrainingError
+from aura.errors import MissingExtraError, RecipeError, TrainingError
 from aura.student.checkpoint import CARD, RECIPE
 from aura.student.files import whole_folder
 from aura.training.card import model_card
 from aura.training.display import Curves, Display
 from aura.training.objective import Weights
 from aura.training.plots import plot_run
+from aura.training.run_folder import changed_fields, clear, make_folder, open_run, tidy
 from aura.training.schedule import distill_weight, make_optimizer, rate_factor, set_rate
 from aura.training.setup import Data, Station, build_station, read_data
-from aura.training.state import Progress, RunLog, load_state, recipe_text, save_state, step_folders, write_student
-from aura.training.stop import StopWatch
+from aura.training.state import Progress, RunLog, load_state, recipe_text, save_state, write_student
+from aura.training.stop import Agreement, StopWatch
 from aura.training.validate import Validation, pick, validate
+from aura.training.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +70,24 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> R
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     run = Path(recipe.run.out)
-    newest = _open_run(run, recipe, resume=resume, overwrite=overwrite, accelerator=accelerator)
+    if accelerator.is_main_process:
+        make_folder(run)
+        tidy(run)
+    accelerator.wait_for_everyone()
+    newest = open_run(run, resume=resume, overwrite=overwrite)
+    changes = changed_fields(newest, recipe) if newest is not None else []
     data = read_data(recipe)
     station = build_station(recipe, data.train, calibrate=newest is None, device=accelerator.device)
     with StopWatch(max_minutes=recipe.run.max_minutes, save_minutes=recipe.run.save_minutes) as watch:
-        return _Run(recipe, run, data, station, accelerator, watch).go(newest)
+        return _Run(recipe, run, data, station, accelerator, watch).go(newest, changes)
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
     mixed = recipe.run.mixed_precision
     if mixed == "auto":
         mixed = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:
+        AcceleratorState._reset_state()  # an earlier run of this process had another one; accelerate keeps it for good
     accelerator = Accelerator(
         mixed_precision=mixed, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
     )
@@ -84,33 +97,6 @@ def _accelerator(recipe: Recipe) -> Accelerator:
             f"multiple, e.g. --batch.micro_batches {accelerator.num_processes}"
         )
     return accelerator
-
-
-def _open_run(run: Path, recipe: Recipe, *, resume: bool, overwrite: bool, accelerator: Accelerator) -> Path | None:
-    """The run folder, made or checked; the checkpoint to resume from, if any."""
-    if accelerator.is_main_process:
-        try:
-            run.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"the run folder {run} cannot be made: {error}. Choose another with --run.out") from error
-    accelerator.wait_for_everyone()
-    folders = step_folders(run)
-    if folders and not resume and not overwrite:
-        raise TrainingError(
-            f"{run} holds a run with checkpoints up to {folders[-1].name}; go on with --resume, start anew with --overwrite, "
-            "or choose another folder with --run.out"
-        )
-    newest = folders[-1] if folders and resume else None
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if overwrite and not resume:
-            import shutil
-
-            for stale in (run / "checkpoints", run / "best", run / "checkpoint", run / "tensorboard"):
-                shutil.rmtree(stale, ignore_errors=True)
-        write_recipe(recipe, run / RECIPE)
-    accelerator.wait_for_everyone()
-    return newest
 
 
 class _Run:
@@ -137,44 +123,76 @@ class _Run:
             text_teacher=recipe.distill.response_kl > 0,
         )
 
-    def go(self, newest: Path | None) -> RunResult:
-        """All steps from where the run stands."""
+    def go(self, newest: Path | None, changes: Sequence[str] = ()) -> RunResult:
+        """All steps from where the run stands.
+
+        Args:
+            newest: checkpoint to go on from; None to start.
+            changes: fields of the recipe that differ from it.
+        """
         if newest is not None:
             self.progress = load_state(newest, self.objective, self.optimizer)
         recipe, progress, main = self.recipe, self.progress, self.accelerator.is_main_process
-        minutes_before = progress.minutes
-        self.log = RunLog(self.run, from_step=progress.step) if main else None
+        self.watch.before = progress.minutes
+        if main:
+            if newest is None:
+                clear(self.run)
+            write_recipe(recipe, self.run / RECIPE)
+        self.log = RunLog(self.run, step=progress.step, evaluated=progress.evaluated) if main else None
         self.curves = Curves(self.run, enabled=main, from_step=progress.step)
-        display = Display(
-            steps=recipe.run.steps, done=progress.step, minutes=recipe.run.max_minutes, is_main=main, label=recipe.run.name
+        left = recipe.run.max_minutes and max(0.0, recipe.run.max_minutes - progress.minutes)
+        self.display = Display(
+            steps=recipe.run.steps, done=progress.step, minutes=left, is_main=main, label=recipe.run.name
         )
-        self.display = display
-        stopped = False
-        with display:
-            self._announce(newest)
+        with self.display, contextlib.closing(self.curves):
+            self._announce(newest, changes)
             self.objective.train()
-            window = _Window(self.station)
-            for group in self._groups():
-                if progress.step >= recipe.run.steps:
-                    break
-                self._step(group, window)
-                progress.minutes = minutes_before + self.watch.minutes
-                step = progress.step
-                last = step >= recipe.run.steps
-                display.step(step, window.figures(), line=step % recipe.run.log_every == 0 or last)
-                if step % recipe.run.log_every == 0 or last:
-                    self._record(window.row(step, self.optimizer.param_groups[0]["lr"], progress.minutes))
-                    window = _Window(self.station)
-                stopped, due = self.watch.agree(self.accelerator)
-                if self.valid and not last and not stopped and recipe.run.eval_every and step % recipe.run.eval_every == 0:
-                    self._evaluate()
-                if due or (recipe.run.save_every and step % recipe.run.save_every == 0) or stopped or last:
-                    self._save()
-                if stopped:
-                    break
-            return self._finish(stopped)
+            return self._finish(self._steps())
 
-    def _groups(self) -> Iterator[list[Batch]]:
+    def _steps(self) -> Agreement | None:
+        """Step after step; why it stopped before the last one, or None."""
+        recipe, progress = self.recipe, self.progress
+        self.window = Window(self.objective.pairs, progress.window)
+        if progress.step and not self._is_last() and self._evaluation_due() and progress.evaluated != progress.step:
+            self._evaluate()  # left out when a signal stopped the run at this step
+        with contextlib.closing(self._groups()) as groups:
+            while not self._is_last():
+                self._step(next(groups))
+                agreement = self.watch.agree(self.accelerator)
+                progress.minutes = agreement.minutes
+                self._show()
+                if self._evaluation_due() and not self._is_last() and not agreement.stop:
+                    self._evaluate()
+                due = agreement.save or (recipe.run.save_every and progress.step % recipe.run.save_every == 0)
+                if due or agreement.stop or self._is_last():
+                    self._save()
+                if agreement.stop:
+                    return agreement
+        return None
+
+    def _is_last(self) -> bool:
+        limit = self.recipe.run.max_minutes
+        # By minutes too: a run that its clock ended needs no step more when it is resumed.
+        return self.progress.step >= self.recipe.run.steps or (limit is not None and self.progress.minutes >= limit)
+
+    def _evaluation_due(self) -> bool:
+        every = self.recipe.run.eval_every
+        return bool(self.valid and every) and self.progress.step % every == 0
+
+    def _show(self) -> None:
+        """The step on the bar and, every so often, in the log."""
+        progress, step = self.progress, self.progress.step
+        due = step % self.recipe.run.log_every == 0 or self._is_last()
+        self.display.step(step, self.window.figures(), line=due)
+        if due and not self.window.is_empty:
+            rate = self.optimizer.param_groups[0]["lr"]
+            self._record(
+                {"kind": "train", "step": step, **self.window.row(), "learning_rate": rate}
+                | {"bad_steps": progress.bad_steps, "minutes": round(progress.minutes, 3)}
+            )
+            self.window = Window(self.objective.pairs)
+
+    def _groups(self) -> Generator[list[Batch], None, None]:
         """This process's micro-batches of each optimiser step, from where the run stands."""
         accelerator, recipe = self.accelerator, self.recipe
         size, world, rank = recipe.batch.micro_batches, accelerator.num_processes, accelerator.process_index
@@ -188,18 +206,18 @@ class _Run:
             skip=self.progress.micro_batches,
         )
         mine: Iterator[list[PlannedItem]] = islice(plan, rank, None, world)
-        batches = self.loader(mine)
-        while group := list(islice(batches, size // world)):
-            yield group
+        with contextlib.closing(self.loader(mine)) as batches:  # its threads end with the run
+            while group := list(islice(batches, size // world)):
+                yield group
 
-    def _step(self, group: Sequence[Batch], window: _Window) -> None:
+    def _step(self, group: Sequence[Batch]) -> None:
         """One optimiser step over the group's micro-batches, or a counted skip when it is not finite."""
         recipe, progress, accelerator = self.recipe, self.progress, self.accelerator
         counts = self._counts(group)
         weights = Weights(
             distill=distill_weight(progress.step, recipe.run.steps, recipe.distill),
             kl=recipe.distill.response_kl,
-            answer_tokens=int(counts[0]),
+            answer_tokens=max(1, int(counts[0])),
             patches=max(1, int(counts[1])),
         )
         self._set_rates()
@@ -207,6 +225,7 @@ class _Run:
         for number, batch in enumerate(group):
             batch = batch.to(accelerator.device)
             targets = self._targets(batch)
+            self._seed(number)
             synchronise = number == len(group) - 1
             with self._maybe_no_sync(synchronise), accelerator.autocast():
                 losses = self.wrapped(batch, targets, weights)
@@ -218,7 +237,7 @@ class _Run:
             if len(losses.distances):
                 sums[2:] += losses.distances
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.optim.clip or float("inf")))
-        good = norm == norm and norm != float("inf")
+        good = math.isfinite(norm) and bool(counts[0])
         if good:
             self.optimizer.step()
             progress.bad_in_a_row = 0
@@ -227,25 +246,33 @@ class _Run:
         progress.micro_batches += recipe.batch.micro_batches
         progress.audio_seconds += float(counts[2])
         if not good:
-            self._bad_step()
+            self._bad_step(readable=bool(counts[0]))
             return
         sums = accelerator.reduce(sums, reduction="sum") if accelerator.num_processes > 1 else sums
-        window.add(sums.tolist(), counts.tolist(), norm)
+        self.window.add(sums.tolist(), counts.tolist(), norm)
 
-    def _bad_step(self) -> None:
+    def _bad_step(self, *, readable: bool) -> None:
         progress = self.progress
         progress.bad_steps += 1
         progress.bad_in_a_row += 1
-        self.display.say(f"step {progress.step}: loss or gradient is not finite; the step was skipped")
-        if progress.bad_in_a_row >= self.recipe.optim.max_bad_steps:
-            raise TrainingError(
-                f"{progress.bad_in_a_row} steps in a row had a non-finite loss or gradient; the weights are those of the last "
-                f"good step in {self.run}/checkpoints. Lower --optim.learning_rate or use --run.mixed_precision no"
-            )
+        what = "loss or gradient is not finite" if readable else f"no row could be read ({self.loader.skipped[-1:]})"
+        self.display.say(f"step {progress.step}: {what}; the step was skipped")
+        if progress.bad_in_a_row < self.recipe.optim.max_bad_steps:
+            return
+        self._save()  # the weights of the last good step
+        advice = "Lower --optim.learning_rate or use --run.mixed_precision no" if readable else "Check the data with: aura data check"
+        raise TrainingError(
+            f"{progress.bad_in_a_row} steps in a row were skipped: {what}. The weights of the last good step are in "
+            f"{self.run / 'checkpoints'}. {advice}, then go on with --resume"
+        )
+
+    def _seed(self, number: int) -> None:
+        """Dropout of a micro-batch depends on the seed and its place in the plan, not on processes or on a resume."""
+        if self.recipe.lora.dropout:
+            place = self.progress.micro_batches + number * self.accelerator.num_processes + self.accelerator.process_index
+            torch.manual_seed(int(np.random.default_rng([self.recipe.run.seed, place]).integers(2**63)))
 
     def _maybe_no_sync(self, synchronise: bool) -> Any:
-        import contextlib
-
         return contextlib.nullcontext() if synchronise else self.accelerator.no_sync(self.wrapped)
 
     def _counts(self, group: Sequence[Batch]) -> torch.Tensor:
@@ -268,7 +295,7 @@ class _Run:
         step, steps = self.progress.step, self.recipe.run.steps
         limit = self.recipe.run.max_minutes
         if limit:
-            step = max(step, min(steps - 1, int(self.watch.minutes / limit * steps)))
+            step = max(step, min(steps - 1, int(self.progress.minutes / limit * steps)))
         warm = self.progress.step < self.recipe.optim.warmup_steps
         set_rate(self.optimizer, rate_factor(self.progress.step if warm else step, steps, self.recipe.optim))
 
@@ -282,6 +309,7 @@ class _Run:
         result = None
         if self.accelerator.is_main_process and self.valid:
             result = validate(self.objective, self.station.processor, self.station.targets, self.valid, self.recipe)
+            self.progress.evaluated = self.progress.step
             self._record({"kind": "valid", "step": self.progress.step, **result.scores, **self._pairs(result.cosines)})
             self.display.say(
                 f"  held out ({len(self.valid)}): "
@@ -296,7 +324,7 @@ class _Run:
     def _keep_best(self, result: Validation) -> None:
         name = self.recipe.run.best_metric
         value = result.scores.get(name)
-        if value is None:
+        if value is None or not math.isfinite(value):
             return
         best = self.progress.best
         if best is None or (value > best if name == "accuracy" else value < best):
@@ -305,6 +333,7 @@ class _Run:
                 write_student(folder, self.objective.student, self.station.processor, self._texts(result.scores))
 
     def _save(self) -> None:
+        self.progress.window = self.window.state()
         if self.accelerator.is_main_process:
             save_state(
                 self.run,
@@ -315,33 +344,44 @@ class _Run:
                 extra=self._texts(),
                 keep_last=self.recipe.run.keep_last,
             )
-            plot_run(self.run)
+            self._plot()
         self.watch.mark_saved()
         self.accelerator.wait_for_everyone()
 
-    def _finish(self, stopped: bool) -> RunResult:
+    def _plot(self) -> None:
+        try:
+            plot_run(self.run)
+        except MissingExtraError as error:  # the weights are worth more than the picture
+            self.display.say(str(error))
+        except OSError as error:
+            raise TrainingError(f"the plots of {self.run} cannot be written: {error}. Free some space, then --resume") from error
+
+    def _finish(self, stopped: Agreement | None) -> RunResult:
         progress, run = self.progress, self.run
-        number = self.watch.signal
-        finished = not stopped or number is None
+        number = stopped.signal if stopped is not None else None
         checkpoint = None
-        if finished:
-            self._evaluate()
+        if self.loader.skipped:
+            self.display.say(f"left out {len(self.loader.skipped)} unreadable row(s), first: {self.loader.skipped[0]}")
+        if number is None:
+            if progress.evaluated != progress.step:
+                self._evaluate()
             checkpoint = run / "checkpoint"
             if self.accelerator.is_main_process:
-                with whole_folder(checkpoint) as folder:
-                    best = run / "best"
-                    if best.is_dir():
-                        import shutil
-
-                        shutil.copytree(best, folder, dirs_exist_ok=True)
-                    else:
-                        write_student(folder, self.objective.student, self.station.processor, self._texts())
-                plot_run(run)
-        self.curves.close()
+                self._deliver(checkpoint)
+                self._plot()
         self.accelerator.end_training()
-        return RunResult(run=run, checkpoint=checkpoint, progress=progress, finished=finished, signal=number)
+        return RunResult(run=run, checkpoint=checkpoint, progress=progress, finished=number is None, signal=number)
 
-    def _announce(self, newest: Path | None) -> None:
+    def _deliver(self, checkpoint: Path) -> None:
+        """The best weights, or the last ones where no score chose."""
+        with whole_folder(checkpoint) as folder:
+            best = self.run / "best"
+            if self.progress.best is not None and best.is_dir():
+                shutil.copytree(best, folder, dirs_exist_ok=True)
+            else:
+                write_student(folder, self.objective.student, self.station.processor, self._texts())
+
+    def _announce(self, newest: Path | None, changes: Sequence[str]) -> None:
         say = self.display.say
         trainable = sum(p.numel() for p in self.parameters)
         total = sum(p.numel() for p in self.objective.student.parameters())
@@ -351,6 +391,8 @@ class _Run:
         say(f"training on {rows}, {len(self.valid)} held out; {trainable / 1e6:.1f}M of {total / 1e6:.1f}M weights learn")
         if newest is not None:
             say(f"resumed from {newest} at step {self.progress.step}")
+        for change in changes:
+            say(f"changed since then: {change}")
 
     def _record(self, row: dict[str, Any]) -> None:
         if self.log is not None:
@@ -364,52 +406,3 @@ class _Run:
 
     def _texts(self, scores: dict[str, float | None] | None = None) -> dict[str, str]:
         return {RECIPE: recipe_text(self.run), CARD: model_card(self.recipe, self.progress, scores)}
-
-
-class _Window:
-    """Sums since the last log row."""
-
-    def __init__(self, station: Station) -> None:
-        self.pairs = [[pair.teacher, pair.student] for pair in station.objective.pairs]
-        self.started = time.monotonic()
-        self.sums = [0.0] * (2 + len(self.pairs))
-        self.counts = [0.0] * 4
-        self.norms: list[float] = []
-
-    def add(self, sums: list[float], counts: list[float], norm: float) -> None:
-        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
-        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
-        self.norms.append(norm)
-
-    @property
-    def seconds(self) -> float:
-        return max(1e-9, time.monotonic() - self.started)
-
-    def figures(self) -> str:
-        """Loss, mean distance and rate, for the bar."""
-        tokens, patches, audio, _ = self.counts
-        if not tokens:
-            return ""
-        text = f"loss {self.sums[0] / tokens:.3f}"
-        if self.pairs and patches:
-            text += f"  1-cos {sum(self.sums[2:]) / len(self.pairs) / patches:.3f}"
-        return f"{text}  {audio / self.seconds:.1f} audio-s/s"
-
-    def row(self, step: int, rate: float, minutes: float) -> dict[str, Any]:
-        """One log row: means per answer token and per patch."""
-        tokens, patches, audio, positions = (max(1e-9, count) for count in self.counts)
-        row: dict[str, Any] = {
-            "kind": "train",
-            "step": step,
-            "loss": self.sums[0] / tokens,
-            "kl": self.sums[1] / tokens,
-            "gradient_norm": sum(self.norms) / max(1, len(self.norms)),
-            "learning_rate": rate,
-            "audio_seconds_per_second": audio / self.seconds,
-            "positions_per_second": positions / self.seconds,
-            "minutes": round(minutes, 3),
-        }
-        if self.pairs:
-            distances = [value / patches for value in self.sums[2:]]
-            row |= {"distance": sum(distances) / len(distances), "cosines": [1 - d for d in distances], "pairs": self.pairs}
-        return row

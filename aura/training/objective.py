@@ -105,6 +105,15 @@ class Objective(nn.Module):
             total=total, cross_entropy=cross_entropy.detach(), distances=distances.detach(), kl=kl.detach()
         )
 
+    @torch.no_grad()
+    def audio_states(self, batch: Batch) -> list[torch.Tensor]:
+        """Hidden states at audio positions, one (P, D) per layer pair; for the calibration of the heads."""
+        embeds_BSD, is_audio_BS = self.student.embed(batch.input_ids, batch.input_features, batch.input_features_mask)
+        inputs = self.student.decoder_inputs(embeds_BSD, is_audio_BS, batch.attention_mask)
+        with captured_outputs(self.student.language_model, [pair.student for pair in self.pairs]) as captured:
+            self.student.get_decoder()(**inputs, use_cache=False)
+        return [captured[pair.student][is_audio_BS] for pair in self.pairs]
+
     def _answers(self, hidden_BSD: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (N, V) where a label follows, and those N labels; a large vocabulary elsewhere is wasted."""
         following = batch.labels[:, 1:]

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from aura.audio.patches import SAMPLE_RATE, PatchGrid
+from aura.audio.patches import SAMPLE_RATE
+from aura.batch.collate import Example, collate
+from aura.batch.loader import load_example
 from aura.config import DataConfig, Recipe
 from aura.data.manifest import read_utterances
 from aura.data.utterance import Utterance
-from aura.distill.layer_map import LayerPair, layer_pairs
+from aura.distill.layer_map import layer_pairs
 from aura.distill.loss import DistillHeads
-from aura.errors import DataError, RecipeError
+from aura.errors import AudioError, DataError, RecipeError
 from aura.references import resolve
 from aura.student.checkpoint import new_processor, new_student
 from aura.student.gate import decoder_layers
@@ -25,6 +29,8 @@ from aura.student.processor import AuraProcessor
 from aura.teacher.encoder import Teacher
 from aura.training.objective import Objective
 from aura.training.targets import TargetMaker
+
+CALIBRATION_BATCH = 32  # utterances heard at once in the calibration pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,7 @@ class Stream:
     def __iter__(self) -> Iterator[Utterance]:
         for source in self.config.train:
             for utterance in _read(self.config, source, streaming=True):
-                if self.config.min_seconds <= utterance.seconds <= self.config.max_seconds:
+                if _why_not(self.config, utterance) is None:
                     yield utterance
 
 
@@ -109,19 +115,29 @@ def _read(config: DataConfig, source: str, *, streaming: bool = False) -> Any:
 
 
 def _kept(config: DataConfig, utterances: Any, dropped: dict[str, int], name: str) -> Iterator[Utterance]:
-    for reason in getattr(utterances, "skipped", ()):
-        dropped[f"{name}: unreadable"] = dropped.get(f"{name}: unreadable", 0) + bool(reason)
+    if skipped := len(getattr(utterances, "skipped", ())):
+        dropped[f"{name}: unreadable"] = skipped
     for utterance in utterances:
-        if utterance.seconds > config.max_seconds:
-            key = f"{name}: longer than {config.max_seconds:g} s"
-        elif utterance.seconds < config.min_seconds:
-            key = f"{name}: shorter than {config.min_seconds:g} s"
-        elif not utterance.answer:
-            key = f"{name}: no answer to learn"
-        else:
+        reason = _why_not(config, utterance)
+        if reason is None:
             yield utterance
-            continue
-        dropped[key] = dropped.get(key, 0) + 1
+        else:
+            dropped[f"{name}: {reason}"] = dropped.get(f"{name}: {reason}", 0) + 1
+
+
+def _why_not(config: DataConfig, utterance: Utterance) -> str | None:
+    """Why a row cannot be learnt from; None when it can."""
+    try:
+        seconds = utterance.seconds
+    except AudioError:  # its header is the first thing read of it
+        if not config.skip_bad:
+            raise
+        return "unreadable"
+    if seconds > config.max_seconds:
+        return f"longer than {config.max_seconds:g} s"
+    if seconds < config.min_seconds:
+        return f"shorter than {config.min_seconds:g} s"
+    return None if utterance.answer else "no answer to learn"
 
 
 def build_station(recipe: Recipe, train: Any, *, calibrate: bool = True, device: torch.device | str = "cpu") -> Station:
@@ -150,6 +166,8 @@ def build_station(recipe: Recipe, train: Any, *, calibrate: bool = True, device:
     teacher = Teacher.load(
         resolve(recipe.teacher.encoder), dtype=torch.float32, device=device, pad_to_30s=recipe.teacher.pad_to_30s
     )
+    if teacher.spec.max_seconds is not None:
+        check_window(recipe, train, teacher.spec.max_seconds)
     front_end = teacher.front_end()
     if recipe.audio.stem == "conv" and front_end is not None:
         student.audio_embedding.warm_start({name: t for name, t in front_end.items() if isinstance(t, torch.Tensor)})
@@ -164,35 +182,75 @@ def build_station(recipe: Recipe, train: Any, *, calibrate: bool = True, device:
     )
     targets = TargetMaker(teacher, pairs, processor.feature_extractor.grid, recipe.distill.frame_map)
     width = llm.config.hidden_size
-    heads = _heads(recipe, targets, pairs, train, processor, width=width, calibrate=calibrate)
-    heads.to(device)
-    return Station(student=student, processor=processor, objective=Objective(student, pairs, heads), targets=targets)
-
-
-def _heads(
-    recipe: Recipe,
-    targets: TargetMaker,
-    pairs: Sequence[LayerPair],
-    train: Any,
-    processor: AuraProcessor,
-    *,
-    width: int,
-    calibrate: bool,
-) -> DistillHeads:
-    if recipe.distill.targets == "standardised" and calibrate:
-        mean, std = targets.calibrate(_waveforms(recipe, train, processor), recipe.distill.calibration_seconds)
-    else:
-        mean, std = targets.raw_statistics()
+    mean, std = targets.raw_statistics()
     seed_everything(recipe.run.seed + 1)
-    return DistillHeads(pairs=len(pairs), width=width, target_width=targets.width, mean=mean, std=std)
+    heads = DistillHeads(pairs=len(pairs), width=width, target_width=targets.width, mean=mean, std=std).to(device)
+    objective = Objective(student, pairs, heads)
+    if calibrate:
+        calibrate_heads(objective, targets, _speech(recipe, train), processor, recipe)
+    return Station(student=student, processor=processor, objective=objective, targets=targets)
 
 
-def _waveforms(recipe: Recipe, train: Any, processor: AuraProcessor) -> Iterator[np.ndarray]:
-    """Training audio in a seeded order, for the calibration pass."""
-    utterances: Any = train
-    if isinstance(train, Sequence):
-        order = np.random.default_rng(recipe.run.seed).permutation(len(train))
-        utterances = (train[index] for index in order)
-    for utterance in utterances:
+def check_window(recipe: Recipe, train: Any, limit: float) -> None:
+    """Refuse rows beyond the teacher's window before the first step, not at the first such batch.
+
+    Raises:
+        DataError: naming a row, its length and the window.
+    """
+    if recipe.teacher.pad_to_30s or not isinstance(train, Sequence):
+        longest_allowed = recipe.data.max_seconds
+        if longest_allowed > limit:
+            raise DataError(
+                f"data.max_seconds is {longest_allowed:g}, but the teacher hears at most {limit:g} s; set --data.max_seconds {limit:g}"
+            )
+        return
+    for utterance in train:
         for part in utterance.audio:
-            yield processor.feature_extractor.grid.pad(part.load())
+            if part.measure() > limit:
+                raise DataError(
+                    f"{utterance.id} lasts {part.measure():.1f} s; the teacher hears at most {limit:g} s. Split the row, or drop "
+                    f"rows that long with --data.max_seconds {limit:g}"
+                )
+
+
+@torch.no_grad()
+def calibrate_heads(
+    objective: Objective, targets: TargetMaker, utterances: Iterator[Utterance], processor: AuraProcessor, recipe: Recipe
+) -> None:
+    """One pass over some training speech: statistics of the targets, then the heads' start from the untrained student."""
+    examples: list[Example] = []
+    heard = 0.0
+    for utterance in utterances:
+        example = load_example(utterance)
+        if example.waveforms:
+            examples.append(example)
+            heard += sum(len(w) for w in example.waveforms) / SAMPLE_RATE
+        if heard >= recipe.distill.calibration_seconds:
+            break
+    examples.sort(key=lambda example: sum(len(w) for w in example.waveforms))
+    heads = objective.heads
+    assert heads is not None
+    batches = [
+        collate(processor, examples[i : i + CALIBRATION_BATCH], answer=True, keep_waveforms=True)
+        for i in range(0, len(examples), CALIBRATION_BATCH)
+    ]
+    if recipe.distill.targets == "standardised":
+        mean, std = targets.statistics(batch.waveforms for batch in batches)
+        heads.mean.copy_(mean)
+        heads.std.copy_(std)
+    hidden: list[list[torch.Tensor]] = [[] for _ in objective.pairs]
+    made = []
+    for batch in batches:
+        made.append(targets(batch.waveforms, heads))
+        for kept, states in zip(hidden, objective.audio_states(batch.to(heads.mean.device)), strict=True):
+            kept.append(states)
+    heads.calibrate([torch.cat(states) for states in hidden], torch.cat([t for t in made if t is not None], dim=1))
+
+
+def _speech(recipe: Recipe, train: Any) -> Iterator[Utterance]:
+    """Training utterances in a seeded order, for the calibration pass."""
+    if not isinstance(train, Sequence):
+        yield from train
+        return
+    for index in np.random.default_rng(recipe.run.seed).permutation(len(train)):
+        yield train[int(index)]

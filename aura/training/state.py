@@ -1,37 +1,31 @@
-"""A run on disk: checkpoints that resume exactly, without pickle.
-
-    runs/x/
-      recipe.yaml                 resolved recipe
-      log.jsonl                   one row per logged step and evaluation
-      checkpoints/step-000200/    student checkpoint + training.safetensors + training.json
-      best/                       student checkpoint with the best validation score
-      checkpoint/                 what the run delivers: the best, or the last without validation
-"""
+"""Where a run stands, on disk: checkpoints that resume exactly, without pickle; and its log."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from aura.errors import CheckpointError
+from aura.errors import CheckpointError, TrainingError
 from aura.student.checkpoint import RECIPE
-from aura.student.files import whole_folder
+from aura.student.files import CONFIG, whole_folder
+from aura.student.llm import check_fingerprint
 from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 from aura.training.objective import Objective
+from aura.training.run_folder import step_folders
 
 TENSORS = "training.safetensors"
 PROGRESS = "training.json"
-STEP_FOLDER = re.compile(r"step-(\d+)$")
 
 
 @dataclass(kw_only=True)
@@ -43,7 +37,9 @@ class Progress:
         micro_batches: consumed from the data plan, over all processes.
         bad_steps: skipped for a non-finite loss or gradient, in all; bad_in_a_row: of late.
         audio_seconds, minutes: heard and spent so far.
-        best: best validation score so far, in the direction of `run.best_metric`.
+        best: best validation score so far, in the direction of `run.best_metric`; best_step: where it was taken.
+        evaluated: step of the last evaluation.
+        window: figures since the last log row, see `Window.state`.
     """
 
     step: int = 0
@@ -54,12 +50,8 @@ class Progress:
     minutes: float = 0.0
     best: float | None = None
     best_step: int | None = None
-
-
-def step_folders(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first; a torn one never gets its name."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.search(p.name)]
-    return sorted(found, key=lambda p: int(STEP_FOLDER.search(p.name).group(1)))  # type: ignore[union-attr]
+    evaluated: int | None = None
+    window: dict[str, Any] = field(default_factory=dict)
 
 
 def save_state(
@@ -98,23 +90,25 @@ def write_student(
 
 
 def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a saved state back: weights, heads, optimiser, random generator.
+    """Put a saved state back: weights, heads, optimiser. What is random in a step has the step for its seed.
 
     Raises:
-        CheckpointError: torn files, or a state of another recipe.
+        CheckpointError: torn files, or a state of another recipe or another LLM.
     """
     try:
         tensors = load_file(folder / TENSORS)
         progress = Progress(**json.loads((folder / PROGRESS).read_text()))
+        expected = json.loads((folder / CONFIG).read_text())["base_fingerprint"]
     except Exception as error:  # safetensors, json and the file system each raise their own types
         raise CheckpointError(f"{folder} cannot be resumed from: {' '.join(str(error).split())[:200]}") from error
     names = objective.trainable()
     wanted = {f"weight/{name}" for name in names} | {f"buffer/{name}" for name, _ in objective.named_buffers() if "heads" in name}
-    missing = wanted - tensors.keys()
+    check_fingerprint(expected, objective.student.language_model, checkpoint=str(folder), llm=objective.student.config.base_model)
+    missing = wanted ^ {name for name in tensors if name.startswith(("weight/", "buffer/"))}
     wrong = [n for n in names if f"weight/{n}" in tensors and tensors[f"weight/{n}"].shape != names[n].shape]
     if missing or wrong:
         raise CheckpointError(
-            f"{folder} belongs to another recipe: {len(missing)} weights missing, {len(wrong)} of another shape "
+            f"{folder} belongs to another recipe: {len(missing)} weights of only one of them, {len(wrong)} of another shape "
             f"(e.g. {[*sorted(missing), *wrong][0]}). Resume with the recipe saved in the run folder"
         )
     with torch.no_grad():
@@ -129,12 +123,12 @@ def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimi
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()
             }
-    torch.set_rng_state(tensors["rng/torch"])
+    progress.bad_in_a_row = 0
     return progress
 
 
 def _tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    tensors = {"rng/torch": torch.get_rng_state()}
+    tensors: dict[str, torch.Tensor] = {}
     for name, parameter in objective.trainable().items():
         tensors[f"weight/{name}"] = parameter.detach().cpu().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -146,18 +140,36 @@ def _tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 class RunLog:
-    """`log.jsonl`: appended row by row, cut back to the resumed step on resume."""
+    """`log.jsonl`: appended row by row; rows after the resumed step are cut off.
 
-    def __init__(self, run: Path, *, from_step: int) -> None:
+    Args:
+        step, evaluated: of the state the run goes on from.
+    """
+
+    def __init__(self, run: Path, *, step: int = 0, evaluated: int | None = None) -> None:
         self.path = run / "log.jsonl"
-        rows = [row for row in read_log(self.path) if row["step"] <= from_step]
-        temporary = self.path.with_name(f".log.{os.getpid()}.tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        os.replace(temporary, self.path)
+        last = {"train": step, "valid": evaluated or 0}
+        rows = [row for row in read_log(self.path) if row["step"] <= last[row["kind"]]]
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        with _mendable(self.path):
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            os.replace(temporary, self.path)
 
     def add(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        """Raises `TrainingError` where the row cannot be written."""
+        with _mendable(self.path), self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+@contextlib.contextmanager
+def _mendable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written: {error.strerror or error}. The checkpoints are whole: free some space, then go on with "
+            "--resume"
+        ) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -8,14 +8,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from aura.audio.patches import SAMPLE_RATE, PatchGrid
+from aura.audio.patches import PatchGrid
 from aura.distill.frame_map import TargetStatistics, frames_to_targets
 from aura.distill.layer_map import LayerPair
 from aura.distill.loss import DistillHeads
 from aura.errors import ModelError
 from aura.teacher.encoder import Teacher
-
-CALIBRATION_BATCH = 32  # utterances the teacher hears at once in the calibration pass
 
 
 class TargetMaker:
@@ -45,21 +43,11 @@ class TargetMaker:
         return self.teacher.spec.width * (self.frames_per_patch if self.how == "stack" else 1)
 
     @torch.no_grad()
-    def calibrate(self, waveforms: Iterable[np.ndarray], seconds: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (layers, E) over about `seconds` of speech."""
+    def statistics(self, groups: Iterable[Sequence[np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (layers, E) over groups of waveforms."""
         statistics = TargetStatistics()
-        waiting: list[np.ndarray] = []
-        heard = 0.0
-        for waveform in waveforms:
-            waiting.append(waveform)
-            heard += len(waveform) / SAMPLE_RATE
-            if len(waiting) == CALIBRATION_BATCH:
-                statistics.add(self.teacher(waiting, self.layers).hidden_LFE.cpu())
-                waiting = []
-            if heard >= seconds:
-                break
-        if waiting:
-            statistics.add(self.teacher(waiting, self.layers).hidden_LFE.cpu())
+        for waveforms in groups:
+            statistics.add(self.teacher(waveforms, self.layers).hidden_LFE.cpu())
         return statistics.mean_std()
 
     def raw_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:

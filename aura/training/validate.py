@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from aura.batch.collate import Batch
 from aura.batch.loader import BatchLoader, load_example
 from aura.batch.plan import LengthEstimate, PlannedItem, pack
 from aura.config import Recipe
@@ -108,10 +107,8 @@ def _losses(
     cross_entropy, tokens, patches = 0.0, 0, 0
     distances: torch.Tensor | None = None
     for members in batches:
-        batch: Batch | None = loader.load(
-            [PlannedItem(utterance=utterances[i], epoch=0, index=i) for i in members]
-        )
-        assert batch is not None  # unreadable rows raise here: validation must not shrink in silence
+        # unreadable rows raise here: validation must not shrink in silence
+        batch = loader.load([PlannedItem(utterance=utterances[i], epoch=0, index=i) for i in members])
         batch = batch.to(objective.student.device)
         made = targets(batch.waveforms, objective.heads) if targets is not None and objective.heads is not None else None
         weights = Weights(distill=1.0, kl=0.0, answer_tokens=1, patches=1)
