@@ -105,9 +105,7 @@ class Conversation:
         # Decoded once, now: a bad file is said while its name is still on the screen.
         waveform = load_limited(path, max_seconds=self.engine.model.config.max_seconds)
         self.waiting.append({"type": "audio", "audio": waveform, "sampling_rate": SAMPLE_RATE})
-        write(
-            f"({len(waveform) / SAMPLE_RATE:.1f} s of audio added; type a message, or send it with Enter)\n"
-        )
+        write(f"({len(waveform) / SAMPLE_RATE:.1f} s of audio added; type a message, or send it with Enter)\n")
 
     def _answer(self, text: str, write: Callable[[str], None]) -> None:
         parts = self.waiting + ([{"type": "text", "text": text}] if text else [])
@@ -133,6 +131,4 @@ def audio_path(text: str) -> str | None:
 
 def _unquoted(text: str) -> str:
     # Terminals quote the names of dragged files.
-    return (
-        text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text.replace("\\ ", " ")
-    )
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text.replace("\\ ", " ")

@@ -78,9 +78,7 @@ def transcribe(
     from aura.progress import audio_progress
 
     if not files:
-        raise RecipeError(
-            "no audio files were given; expected at least one: aura transcribe CHECKPOINT clip.wav"
-        )
+        raise RecipeError("no audio files were given; expected at least one: aura transcribe CHECKPOINT clip.wav")
     if json and srt:
         raise RecipeError("--json and --srt were given; expected one of them (JSON holds the segments too)")
     if srt and len(files) > 1 and out is None:
@@ -90,9 +88,7 @@ def transcribe(
     names = output_names(files, form)
     failed = False
     # A bar and texts on one terminal would run into each other.
-    with audio_progress(
-        "transcribing", len(files), show=out is not None or not sys.stdout.isatty()
-    ) as advance:
+    with audio_progress("transcribing", len(files), show=out is not None or not sys.stdout.isatty()) as advance:
         for index, result in transcribe_each(
             engine,
             files,
@@ -166,9 +162,7 @@ def ask(
         max_new_tokens: tokens of the answer at most.
     """
     engine = options.load(checkpoint)
-    engine.ask(
-        clip, question, max_new_tokens=max_new_tokens, stream=lambda text: print(text, end="", flush=True)
-    )
+    engine.ask(clip, question, max_new_tokens=max_new_tokens, stream=lambda text: print(text, end="", flush=True))
     print()
 
 

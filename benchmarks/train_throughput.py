@@ -56,7 +56,9 @@ def measure(options: argparse.Namespace, out: Path) -> dict[str, Any]:
 
     overrides = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.set)}
     manifest = make_clips(out / "clips")
-    recipe = read_recipe(options.recipe, {"data.train": [str(manifest)], "distill.calibration_seconds": 30.0, **overrides})
+    recipe = read_recipe(
+        options.recipe, {"data.train": [str(manifest)], "distill.calibration_seconds": 30.0, **overrides}
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     matmul_before = matmul_rate(device)
     data = read_data(recipe)
@@ -69,9 +71,15 @@ def measure(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         target_width=station.targets.width if station.targets else 0,
         pairs=len(objective.pairs),
     )
-    loader = BatchLoader(station.processor, augment=Augment(recipe.augment), seed=0, keep_waveforms=station.targets is not None)
+    loader = BatchLoader(
+        station.processor, augment=Augment(recipe.augment), seed=0, keep_waveforms=station.targets is not None
+    )
     plan = plan_batches(
-        data.train, LengthEstimate(station.processor), tokens=recipe.batch.tokens, max_items=recipe.batch.max_items, seed=0
+        data.train,
+        LengthEstimate(station.processor),
+        tokens=recipe.batch.tokens,
+        max_items=recipe.batch.max_items,
+        seed=0,
     )
     clock = Clock(device)
     totals = {"audio_seconds": 0.0, "positions": 0, "useful_positions": 0, "student_flop": 0.0, "teacher_flop": 0.0}
@@ -101,7 +109,10 @@ def measure(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         totals["positions"] += batch.input_ids.numel()
         totals["useful_positions"] += int(batch.attention_mask.sum())
         totals["student_flop"] += cost.student(
-            positions=batch.input_ids.numel(), length=batch.input_ids.shape[1], answers=batch.answer_tokens, patches=patches
+            positions=batch.input_ids.numel(),
+            length=batch.input_ids.shape[1],
+            answers=batch.answer_tokens,
+            patches=patches,
         )
         if station.targets is not None:
             samples = sum(len(w) for w in batch.waveforms)
@@ -168,7 +179,7 @@ def make_clips(folder: Path) -> Path:
         return manifest
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    words = "the quick brown fox jumps over a lazy dog while many people watch from their windows".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "many", "people", "watch", "from", "their", "windows"]
     rows = []
     for number in range(CLIPS):
         seconds = rng.uniform(*SECONDS)
@@ -207,7 +218,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
     for name, seconds in result["seconds"].items():
         axis.barh(0, seconds, left=left, label=name)
         left += seconds
-    axis.set(xlabel="seconds per step", yticks=[], title=f"Where a training step goes (utilisation {result['utilisation']:.2f})")
+    axis.set(
+        xlabel="seconds per step",
+        yticks=[],
+        title=f"Where a training step goes (utilisation {result['utilisation']:.2f})",
+    )
     axis.legend(ncols=3, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35))
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

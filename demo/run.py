@@ -53,7 +53,12 @@ def demo(*, resume: bool) -> int:
     say("1/3  The LLM before training: it has the audio layer, but has learnt nothing.")
     clock = time.monotonic()
     before = evaluate(
-        fresh_engine(recipe, Engine), held_out[::10], task="answer", out=OUT / "before", max_new_tokens=5, command="make demo"
+        fresh_engine(recipe, Engine),
+        held_out[::10],
+        task="answer",
+        out=OUT / "before",
+        max_new_tokens=5,
+        command="make demo",
     )
     times["before"] = time.monotonic() - clock
 
@@ -70,7 +75,13 @@ def demo(*, resume: bool) -> int:
     clock = time.monotonic()
     command = f"aura evaluate {result.checkpoint} --manifest {HELD_OUT} --task answer --out runs/demo/again"
     after = evaluate(
-        aura.load(result.checkpoint), held_out, task="answer", out=OUT / "after", max_new_tokens=5, command=command, resume=False
+        aura.load(result.checkpoint),
+        held_out,
+        task="answer",
+        out=OUT / "after",
+        max_new_tokens=5,
+        command=command,
+        resume=False,
     )
     times["after"] = time.monotonic() - clock
     times["total"] = time.monotonic() - started
@@ -120,7 +131,7 @@ def conclude(before: Any, after: Any, times: dict[str, float], command: str, pro
     print(f"Wall time {times['total'] / 60:.1f} min, of it training {times['training'] / 60:.1f} min")
     print(f"Picture {picture}, curves {OUT / 'loss.png'}, report {OUT / 'report.json'}")
     print(f"Reproduce the figure:  {command}")
-    print(f'Try it:                aura transcribe {OUT / "checkpoint"} YOUR_DIGIT.wav')
+    print(f"Try it:                aura transcribe {OUT / 'checkpoint'} YOUR_DIGIT.wav")
     if accuracy < TARGET:
         print(f"The target of {TARGET} was missed.", file=sys.stderr)
         return 1
@@ -143,10 +154,16 @@ def draw(rows: list[dict[str, Any]], accuracy: float) -> Path:
     left.plot(minutes, [row["loss"] for row in train], label="cross entropy of the answer", color="#1b6ca8")
     left.plot(minutes, [row["distance"] for row in train], label="1 - cosine to the teacher", color="#d1495b")
     at = {row["step"]: row["minutes"] for row in train}
-    left.plot([at[r["step"]] for r in valid], [r["accuracy"] for r in valid], "o-", label="exact match, held-out speaker", color="#2e933c")
+    left.plot(
+        [at[r["step"]] for r in valid],
+        [r["accuracy"] for r in valid],
+        "o-",
+        label="exact match, held-out speaker",
+        color="#2e933c",
+    )
     left.set(xlabel="minutes of training", ylim=(0, 2), title=f"Learning to hear: {accuracy:.1%} on a new voice")
     left.legend(frameon=False)
-    words = "zero one two three four five six seven eight nine".split()
+    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     counts = np.zeros((10, 11), dtype=int)
     for row in rows:
         heard = (row["hypothesis"] or "").strip().lower()

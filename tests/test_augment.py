@@ -110,9 +110,7 @@ def test_speed_changes_length_and_pitch_alike(factor: float) -> None:
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_spec_augment(kind: str) -> None:
-    config = AugmentConfig(
-        time_masks=2, time_mask_frames=30, time_mask_share=0.1, freq_masks=2, freq_mask_bins=12
-    )
+    config = AugmentConfig(time_masks=2, time_mask_frames=30, time_mask_share=0.1, freq_masks=2, freq_mask_bins=12)
     values = rng().standard_normal((80, 200)).astype(np.float32)
     mel = torch.from_numpy(values.copy()) if kind == "torch" else values.copy()
     masked = Augment(config).spec_augment(mel, rng(5))

@@ -40,9 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.tiny_llm_folder("gemma3", here / "other", seed=1)
     tiny.tiny_llm_folder("llama", here / "llama")
     model, processor = tiny.tiny_student("gemma3", base=str(here / "llm"))
-    save_checkpoint(
-        here / "checkpoint", model, processor, extra={"recipe.yaml": "run: {}\n", "README.md": "# card\n"}
-    )
+    save_checkpoint(here / "checkpoint", model, processor, extra={"recipe.yaml": "run: {}\n", "README.md": "# card\n"})
     return here
 
 
@@ -59,11 +57,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.parametrize("family", tiny.LLM_FAMILIES)
@@ -102,9 +96,7 @@ def test_files_are_what_was_learnt_and_no_pickle(folder: Path) -> None:
     assert not [path for path in (folder / "checkpoint").rglob("*") if path.read_bytes()[:2] == b"\x80\x02"]
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
-)  # PEFT's own call
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # PEFT's own call
 def test_stock_peft_loads_the_adapter(folder: Path) -> None:
     model, _ = load_checkpoint(folder / "checkpoint")
     stock = peft.PeftModel.from_pretrained(tiny.tiny_llm("gemma3"), str(folder / "checkpoint"))
@@ -119,13 +111,9 @@ def test_stock_peft_loads_the_adapter(folder: Path) -> None:
 
 def test_llm_in_memory_or_elsewhere(folder: Path, checkpoint: Path) -> None:
     expected = logits(load_checkpoint(checkpoint)[0])
-    assert torch.equal(
-        logits(load_checkpoint(checkpoint, language_model=tiny.tiny_llm("gemma3"))[0]), expected
-    )
+    assert torch.equal(logits(load_checkpoint(checkpoint, language_model=tiny.tiny_llm("gemma3"))[0]), expected)
     config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(
-        json.dumps(config | {"base_model": str(checkpoint / "moved-away")})
-    )
+    (checkpoint / "config.json").write_text(json.dumps(config | {"base_model": str(checkpoint / "moved-away")}))
     assert torch.equal(logits(load_checkpoint(checkpoint, llm=str(folder / "llm"))[0]), expected)
     with pytest.raises(ModelReferenceError, match="moved-away"):
         load_checkpoint(checkpoint)
@@ -213,9 +201,7 @@ BREAKS += [(name, harm) for name in (ADAPTER, EMBEDDING) for harm in (_rename_we
 
 
 @pytest.mark.parametrize(("name", "harm"), BREAKS, ids=lambda value: getattr(value, "__name__", value))
-def test_a_torn_checkpoint_is_one_clear_error(
-    checkpoint: Path, name: str, harm: Callable[[Path], None]
-) -> None:
+def test_a_torn_checkpoint_is_one_clear_error(checkpoint: Path, name: str, harm: Callable[[Path], None]) -> None:
     harm(checkpoint / name)
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(checkpoint)
@@ -248,9 +234,7 @@ def _full_disk(*args: Any, **kwargs: Any) -> None:
 
 
 @pytest.mark.parametrize("module", [aura.student.files, aura.student.lora], ids=["embedding", "adapter"])
-def test_a_full_disk_leaves_the_old_checkpoint(
-    checkpoint: Path, module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_checkpoint(checkpoint: Path, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = load_checkpoint(checkpoint)
     before = contents(checkpoint)
     tiny.train_adapter(model)
@@ -294,9 +278,7 @@ def test_saving_again_replaces_every_file(checkpoint: Path) -> None:
     model, processor = load_checkpoint(checkpoint)
     tiny.train_adapter(model)
     save_checkpoint(checkpoint, model, processor)
-    assert {path.name for path in checkpoint.iterdir()} == MODEL_FILES | PROCESSOR_FILES, (
-        "no file of the old one stays"
-    )
+    assert {path.name for path in checkpoint.iterdir()} == MODEL_FILES | PROCESSOR_FILES, "no file of the old one stays"
     assert torch.equal(logits(load_checkpoint(checkpoint)[0]), logits(model))
 
 

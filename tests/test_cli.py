@@ -136,17 +136,13 @@ def test_a_reader_that_leaves_is_no_error() -> None:
         (["train"], ["--recipe"]),
     ],
 )
-def test_wrong_usage_is_one_line(
-    capsys: pytest.CaptureFixture[str], tokens: list[str], parts: list[str]
-) -> None:
+def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], tokens: list[str], parts: list[str]) -> None:
     status, out, err = run(capsys, *tokens)
     assert_one_error(status, out, err)
     assert all(part.lower() in err.lower() for part in parts), err
 
 
-def test_an_interrupt_ends_with_130(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
@@ -183,9 +179,7 @@ BAD_CLIPS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "part"), [*BAD_CLIPS, ("night.wav", "10800.0 s long; expected at most 300 s")]
-)
+@pytest.mark.parametrize(("name", "part"), [*BAD_CLIPS, ("night.wav", "10800.0 s long; expected at most 300 s")])
 def test_ask_names_a_bad_clip_in_one_line(
     capsys: pytest.CaptureFixture[str], checkpoint: str, clips: Path, name: str, part: str
 ) -> None:
@@ -235,9 +229,7 @@ def test_evaluate_names_a_bad_manifest_before_the_model_is_loaded(
 
 def test_a_bad_recipe_names_all_problems(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("lora: {rnak: 3, alpha: many}\n")
-    status, out, err = run(
-        capsys, "train", "--recipe", tmp_path / "r.yaml", "--run.steps", "-1", "--nonsense.x", "1"
-    )
+    status, out, err = run(capsys, "train", "--recipe", tmp_path / "r.yaml", "--run.steps", "-1", "--nonsense.x", "1")
     assert status == 2 and out == ""
     assert all(part in err for part in ("lora.rnak", "lora.rank", "lora.alpha", "nonsense"))
     assert "Traceback" not in err
@@ -247,9 +239,7 @@ def test_a_bad_recipe_names_all_problems(capsys: pytest.CaptureFixture[str], tmp
 # --- the verbs ----------------------------------------------------------------------------------------------
 
 
-def test_transcribe_in_its_three_forms(
-    capsys: pytest.CaptureFixture[str], checkpoint: str, clips: Path
-) -> None:
+def test_transcribe_in_its_three_forms(capsys: pytest.CaptureFixture[str], checkpoint: str, clips: Path) -> None:
     transcribe = ("transcribe", checkpoint, clips / "good.wav", "--max-new-tokens", "5")
     status, text, err = run(capsys, *transcribe)
     assert (status, err) == (0, "") and text.strip()
@@ -294,9 +284,7 @@ def test_output_names() -> None:
     assert output_names(("a/x.wav", "b/x.flac", "y.wav"), "txt") == ["x.txt", "x-2.txt", "y.txt"]
 
 
-def test_ask_prints_the_answer(
-    capsys: pytest.CaptureFixture[str], checkpoint: str, models: Path, clips: Path
-) -> None:
+def test_ask_prints_the_answer(capsys: pytest.CaptureFixture[str], checkpoint: str, models: Path, clips: Path) -> None:
     status, out, err = run(capsys, "ask", checkpoint, clips / "good.wav", "What?", "--max-new-tokens", "8")
     engine = aura.load(checkpoint, device="cpu")
     assert (status, err) == (0, "")
@@ -347,13 +335,9 @@ def test_data_from_librispeech(capsys: pytest.CaptureFixture[str], clips: Path, 
     chapter.mkdir(parents=True)
     (chapter / "7-8-0000.flac").write_bytes((clips / "good2.flac").read_bytes())
     (chapter / "7-8.trans.txt").write_text("7-8-0000 HELLO\n")
-    status, out, _ = run(
-        capsys, "data", "from-librispeech", tmp_path / "LibriSpeech", "--out", tmp_path / "l.jsonl"
-    )
+    status, out, _ = run(capsys, "data", "from-librispeech", tmp_path / "LibriSpeech", "--out", tmp_path / "l.jsonl")
     assert status == 0 and out.startswith("1 rows written")
-    assert_one_error(
-        *run(capsys, "data", "from-librispeech", clips, "--out", tmp_path / "m.jsonl"), "trans.txt"
-    )
+    assert_one_error(*run(capsys, "data", "from-librispeech", clips, "--out", tmp_path / "m.jsonl"), "trans.txt")
 
 
 # --- recipes ------------------------------------------------------------------------------------------------
@@ -369,9 +353,7 @@ def test_the_printed_recipe_is_the_default_with_help(tmp_path: Path) -> None:
 
 
 def test_overrides_are_yaml() -> None:
-    tokens = (
-        "--lora.rank 16 --run.name=x=y --data.train [a.jsonl,b.jsonl] --audio.floor -5.5 --lora.layers null"
-    )
+    tokens = "--lora.rank 16 --run.name=x=y --data.train [a.jsonl,b.jsonl] --audio.floor -5.5 --lora.layers null"
     assert parse_overrides(tokens.split()) == {
         "lora.rank": 16,
         "run.name": "x=y",
@@ -421,9 +403,7 @@ class Talker(Engine):
         super().__init__(*tiny.tiny_student("llama"))
         self.given: list[Any] = []
 
-    def chat(
-        self, messages: Any, *, max_new_tokens: int = 0, stream: Callable[[str], None] | None = None
-    ) -> str:
+    def chat(self, messages: Any, *, max_new_tokens: int = 0, stream: Callable[[str], None] | None = None) -> str:
         if messages[-1]["content"] == "fail":
             raise PromptError("it does not fit")
         self.given = list(messages)
@@ -441,9 +421,7 @@ def talk(lines: list[str]) -> tuple[Talker, Conversation, str]:
 
 
 def test_chat_keeps_the_conversation(clips: Path) -> None:
-    talker, _, written = talk(
-        ["hello", str(clips / "good.wav"), f"/audio '{clips / 'good2.flac'}'", "what was that?"]
-    )
+    talker, _, written = talk(["hello", str(clips / "good.wav"), f"/audio '{clips / 'good2.flac'}'", "what was that?"])
     assert written.startswith("answer 1\n(1.0 s of audio added") and written.endswith("answer 3\n")
     hello, answer, heard = talker.given
     assert hello == {"role": "user", "content": "hello"} and answer == {

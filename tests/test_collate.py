@@ -93,10 +93,7 @@ def test_waveforms_for_the_teacher_are_padded_to_patches() -> None:
 
 def test_features_given_are_taken() -> None:
     plain = collate(PROCESSOR, EXAMPLES, answer=True)
-    mels = [
-        m[:, : int(mask.sum())]
-        for m, mask in zip(plain.input_features, plain.input_features_mask, strict=True)
-    ]  # type: ignore[arg-type]
+    mels = [m[:, : int(mask.sum())] for m, mask in zip(plain.input_features, plain.input_features_mask, strict=True)]  # type: ignore[arg-type]
     same = collate(PROCESSOR, EXAMPLES, answer=True, features=mels)
     assert torch.equal(same.input_features, plain.input_features) and torch.equal(
         same.input_features_mask, plain.input_features_mask

@@ -83,9 +83,7 @@ def test_csv_with_mapping_slices_labels_and_quotes(tmp_path: Path) -> None:
         'a.wav,,,,"{""intent"": ""order"", ""slots"": {""size"": ""big""}}"\n',
         encoding="utf-8",
     )
-    spoken, intent = from_csv(
-        table, columns={"audio": "clip", "transcript": "said"}, data_root=tmp_path / "audio"
-    )
+    spoken, intent = from_csv(table, columns={"audio": "clip", "transcript": "said"}, data_root=tmp_path / "audio")
     assert (spoken.transcript, spoken.seconds, spoken.answer) == ('one, "two"', 1.5, 'one, "two"')
     assert (intent.task, intent.answer, intent.transcript) == ("intent", "order size=big", None)
 
@@ -93,8 +91,7 @@ def test_csv_with_mapping_slices_labels_and_quotes(tmp_path: Path) -> None:
 def test_common_voice(tmp_path: Path) -> None:
     write_audio(tmp_path / "clips" / "common_voice_en_1.mp3")
     (tmp_path / "train.tsv").write_text(
-        "client_id\tpath\tsentence\tup_votes\tage\tlocale\n"
-        'f00d\tcommon_voice_en_1.mp3\t"Well," he said.\t2\t\ten\n'
+        'client_id\tpath\tsentence\tup_votes\tage\tlocale\nf00d\tcommon_voice_en_1.mp3\t"Well," he said.\t2\t\ten\n'
     )
     (utterance,) = from_csv(tmp_path / "train.tsv")
     assert (utterance.transcript, utterance.speaker, utterance.lang) == ('"Well," he said.', "f00d", "en")
@@ -137,9 +134,7 @@ def dataset(tmp_path: Path) -> str:
 
     datasets.disable_progress_bars()
     clips = [{"bytes": encoded(kind), "path": None} for kind in ("WAV", "FLAC", "OGG")]
-    datasets.Dataset.from_dict({"audio": clips, "text": ["a", "b", "c"]}).save_to_disk(
-        str(tmp_path / "dataset")
-    )
+    datasets.Dataset.from_dict({"audio": clips, "text": ["a", "b", "c"]}).save_to_disk(str(tmp_path / "dataset"))
     return str(tmp_path / "dataset")
 
 

@@ -134,9 +134,7 @@ def test_statistics_equal_torch_over_all_frames(dtype: torch.dtype) -> None:
     expected = (
         hidden.double().std(1, correction=0).float()
     )  # a channel that bfloat16 rounds to a constant gets the least
-    torch.testing.assert_close(
-        std, expected.maximum(expected.amax(1, keepdim=True) * 1e-4), rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(std, expected.maximum(expected.amax(1, keepdim=True) * 1e-4), rtol=1e-5, atol=1e-6)
 
 
 def test_dead_channels_do_not_blow_up() -> None:
@@ -157,9 +155,7 @@ def test_statistics_need_frames() -> None:
 # --- heads and losses -------------------------------------------------------------------------------------
 
 
-def heads(
-    mean: Any = 0.0, std: Any = 1.0, *, pairs: int = 2, width: int = 8, target: int = 6
-) -> DistillHeads:
+def heads(mean: Any = 0.0, std: Any = 1.0, *, pairs: int = 2, width: int = 8, target: int = 6) -> DistillHeads:
     mean, std = (torch.as_tensor(value).expand(pairs, 3).clone() for value in (mean, std))
     return DistillHeads(pairs=pairs, width=width, target_width=target, mean=mean, std=std)
 
@@ -223,17 +219,22 @@ def test_response_kl() -> None:
 # --- start values -----------------------------------------------------------------------------------------
 
 
-def test_least_squares_start_fits_what_is_linear() -> None:
+def test_calibrated_heads_fit_what_is_linear_though_some_channels_are_huge() -> None:
     made = heads()
-    hidden = [torch.randn(400, 8) for _ in range(2)]
+    scales = torch.tensor([1.0, 1.0, 300.0, 1.0, 0.5, 1.0, 1.0, 20.0])
+    hidden = [torch.randn(400, 8) * scales + scales for _ in range(2)]
     with torch.no_grad():
-        targets = torch.stack(
-            [head[0](h) @ torch.randn(8, 6) for head, h in zip(made.heads, hidden, strict=True)]
-        )
+        channels = torch.stack([head.channels(h) for head, h in zip(made.heads, hidden, strict=True)])
+        deviations = channels - channels.mean(1, keepdim=True)
+        targets = deviations / deviations.std(1, keepdim=True) @ torch.randn(8, 6)
         before = made(hidden, targets) / 400
-        made.least_squares_start(hidden, targets, ridge=1e-4)
+        made.calibrate(hidden, targets, ridge=1e-6)
         after = made(hidden, targets) / 400
-    assert (before > 0.5).all() and (after < 1e-3).all()
+    assert (before > 0.1).all() and (after < 1e-3).all()
+    for head, one in zip(made.heads, hidden, strict=True):
+        channels = head.channels(one)
+        torch.testing.assert_close(channels.mean(0), torch.zeros(8), atol=1e-3, rtol=0)
+        torch.testing.assert_close(channels.std(0), torch.ones(8), atol=1e-3, rtol=0)
 
 
 def test_conv_stem_starts_as_the_teachers_front_end(tmp_path: Path) -> None:

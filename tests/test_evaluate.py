@@ -40,10 +40,7 @@ class Listener(Engine):
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         self.asked.extend(examples)
-        return [
-            Generation(text=self.answers.get(e.id, "nothing"), token_ids=(1,), finished=True)
-            for e in examples
-        ]
+        return [Generation(text=self.answers.get(e.id, "nothing"), token_ids=(1,), finished=True) for e in examples]
 
 
 def rows(folder: Path, count: int = 4, **fields: Any) -> list[Utterance]:
@@ -67,9 +64,7 @@ def items_of(folder: Path) -> list[Any]:
 
 def test_a_real_student_leaves_a_report_that_adds_up(tmp_path: Path) -> None:
     engine = Engine(*student(), checkpoint="tiny")
-    found = evaluate(
-        engine, rows(tmp_path / "data"), out=tmp_path / "out", max_new_tokens=4, command="aura evaluate x"
-    )
+    found = evaluate(engine, rows(tmp_path / "data"), out=tmp_path / "out", max_new_tokens=4, command="aura evaluate x")
     report, items = report_of(tmp_path / "out"), items_of(tmp_path / "out")
     assert found.report == tmp_path / "out" / "report.json"
     assert report["metrics"]["wer"] == found.metrics["wer"] and 0 <= report["metrics"]["accuracy"] <= 1
@@ -77,9 +72,7 @@ def test_a_real_student_leaves_a_report_that_adds_up(tmp_path: Path) -> None:
     assert report["settings"]["adapter"] == engine.digest and report["settings"]["max_new_tokens"] == 4
     times = report["timings"]
     assert times["audio_seconds"] == pytest.approx(0.5 + 0.6 + 0.7 + 0.8)
-    assert times["real_time_factor"] == pytest.approx(
-        times["wall_seconds"] / times["audio_seconds"], rel=0.01
-    )
+    assert times["real_time_factor"] == pytest.approx(times["wall_seconds"] / times["audio_seconds"], rel=0.01)
     assert times["audio_seconds_per_second"] * times["real_time_factor"] == pytest.approx(1)
     assert sorted(item["id"] for item in items) == [f"clip{n}" for n in range(4)]
     alone = engine.transcribe(str(tmp_path / "data" / "2.wav"), max_new_tokens=4)
@@ -153,9 +146,7 @@ def test_answers_of_other_settings_are_not_mixed_in(tmp_path: Path) -> None:
     evaluate(Listener(), utterances, out=tmp_path / "out")
     with pytest.raises(DataError, match="max_new_tokens"):
         evaluate(Listener(), utterances, out=tmp_path / "out", max_new_tokens=9)
-    found = evaluate(
-        Listener({"clip0": "word 0"}), utterances, out=tmp_path / "out", max_new_tokens=9, resume=False
-    )
+    found = evaluate(Listener({"clip0": "word 0"}), utterances, out=tmp_path / "out", max_new_tokens=9, resume=False)
     assert found.metrics["accuracy"] == 0.5
 
 
@@ -176,9 +167,7 @@ def test_rows_with_one_id_are_all_answered(tmp_path: Path) -> None:
 def test_answers_and_intents(tmp_path: Path) -> None:
     turns = [user_message("How many?"), {"role": "assistant", "content": "seven"}]
     spoken = rows(tmp_path / "a", 2, messages=turns, task="answer")
-    found = evaluate(
-        Listener({"clip0": "It is 7", "clip1": "7"}), spoken, out=tmp_path / "answers", task="answer"
-    )
+    found = evaluate(Listener({"clip0": "It is 7", "clip1": "7"}), spoken, out=tmp_path / "answers", task="answer")
     assert found.metrics["accuracy"] == 0.5 and found.metrics["numeric_match"] == 1.0
     label = {"intent": "orderDrink", "slots": {"size": "small", "coffeeDrink": "mocha"}}
     orders = rows(tmp_path / "b", 2, label=label)

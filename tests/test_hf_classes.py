@@ -37,9 +37,7 @@ TOKENIZERS = {
     "chatml": lambda: tiny.tiny_tokenizer(),
     "no template": lambda: tiny.tiny_tokenizer(chat_template=None),
     "adds bos": lambda: tiny.tiny_tokenizer(adds_bos=True),
-    "bos in the template": lambda: tiny.tiny_tokenizer(
-        chat_template="{{ bos_token }}" + tiny.CHATML, adds_bos=True
-    ),
+    "bos in the template": lambda: tiny.tiny_tokenizer(chat_template="{{ bos_token }}" + tiny.CHATML, adds_bos=True),
     "no reserved token": lambda: tiny.tiny_tokenizer(reserved=False),
 }
 
@@ -86,10 +84,7 @@ def test_auto_config(built: tuple[Any, Any, Path]) -> None:
     assert config.get_text_config() is config.text_config
     shown = {k: v for k, v in config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
     assert AuraConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
-    assert (
-        shown["audio_token_id"] == model.config.audio_token_id
-        and shown["base_model"] == model.config.base_model
-    )
+    assert shown["audio_token_id"] == model.config.audio_token_id and shown["base_model"] == model.config.base_model
 
 
 def test_auto_processor(built: tuple[Any, Any, Path]) -> None:

@@ -49,9 +49,7 @@ def engine() -> Engine:
 
 
 def question(seconds: float, text: str | None = "What?", seed: int = 0) -> Example:
-    return Example(
-        id=f"{seconds} s", messages=[user_message(text)], waveforms=[tiny.tiny_speech(seconds, seed=seed)]
-    )
+    return Example(id=f"{seconds} s", messages=[user_message(text)], waveforms=[tiny.tiny_speech(seconds, seed=seed)])
 
 
 def as_audio(wave_N: np.ndarray) -> dict[str, Any]:
@@ -65,8 +63,7 @@ def as_audio(wave_N: np.ndarray) -> dict[str, Any]:
 def test_a_batch_answers_as_single_items_do(family: str) -> None:
     model, processor = student(family)
     examples = [
-        question(s, t, seed=i)
-        for i, (s, t) in enumerate([(0.3, None), (2.0, "Why?"), (0.9, "What was said?")])
+        question(s, t, seed=i) for i, (s, t) in enumerate([(0.3, None), (2.0, "Why?"), (0.9, "What was said?")])
     ]
     examples.append(Example(id="text", messages=[{"role": "user", "content": "Hello"}], waveforms=[]))
     together = generate_texts(model, processor, examples, max_new_tokens=16)
@@ -79,9 +76,7 @@ def test_batches_come_back_in_order_and_are_reported() -> None:
     model, processor = student()
     examples = [question(seconds, seed=i) for i, seconds in enumerate((0.2, 1.5, 0.4, 1.0))]
     done: list[int] = []
-    small = generate_texts(
-        model, processor, examples, max_new_tokens=4, batch_tokens=60, progress=done.append
-    )
+    small = generate_texts(model, processor, examples, max_new_tokens=4, batch_tokens=60, progress=done.append)
     assert small == generate_texts(model, processor, examples, max_new_tokens=4)
     assert sum(done) == len(examples) and len(done) > 1
 
@@ -151,9 +146,7 @@ def test_streamed_pieces_are_the_answer() -> None:
 
 def test_a_prompt_beyond_the_llms_context_is_refused_and_one_at_its_edge_is_cut() -> None:
     model, processor = student()  # 512 positions
-    with pytest.raises(
-        PromptError, match=r"fills 6\d\d positions \(625 of them audio, 12.5 a second\).*has 512"
-    ):
+    with pytest.raises(PromptError, match=r"fills 6\d\d positions \(625 of them audio, 12.5 a second\).*has 512"):
         generate_texts(model, processor, [question(50.0)], max_new_tokens=4)
     text = "x" * 470
     [answer] = generate_texts(
@@ -370,9 +363,7 @@ def test_transcribe_asks_what_training_asked(checkpoint: Path, monkeypatch: pyte
     clip = as_audio(tiny.tiny_speech(1.2))
     asked: list[Any] = []
     generate = loaded.generate
-    monkeypatch.setattr(
-        loaded, "generate", lambda e, **k: asked.extend(x.messages for x in e) or generate(e, **k)
-    )
+    monkeypatch.setattr(loaded, "generate", lambda e, **k: asked.extend(x.messages for x in e) or generate(e, **k))
     default = loaded.transcribe(clip, max_new_tokens=12)
     loaded.transcribe(clip, prompt="Write it down.", max_new_tokens=12)
     loaded.transcribe(clip, prompt="", max_new_tokens=12)
@@ -400,9 +391,7 @@ def test_every_form_of_audio_is_heard_alike(tmp_path: Path) -> None:
     }
     assert answers == {engine().ask(str(path), "What?", max_new_tokens=8)}
     with open(path, "rb") as file:
-        assert {engine().transcribe(file, prompt="What?", max_new_tokens=8).text} == {
-            " ".join(answers.pop().split())
-        }  # type: ignore[union-attr]
+        assert {engine().transcribe(file, prompt="What?", max_new_tokens=8).text} == {" ".join(answers.pop().split())}  # type: ignore[union-attr]
 
 
 def test_chat_over_several_turns_with_several_recordings() -> None:
@@ -505,14 +494,10 @@ def test_the_run_time_imports_no_teacher_code_not_even_in_functions() -> None:
     roots = [name for name in import_graph() if name.startswith(RUN_TIME)]
     assert len(roots) > 20
     assert sorted(name for name in reachable(roots) if name.startswith(FORBIDDEN)) == []
-    assert any(
-        name.startswith("aura.teacher") for name in import_graph()
-    )  # the rule still names what is there
+    assert any(name.startswith("aura.teacher") for name in import_graph())  # the rule still names what is there
 
 
 def test_loading_the_engine_loads_no_teacher_code() -> None:
-    code = (
-        f"import sys, aura.inference.engine; print([m for m in sys.modules if m.startswith({FORBIDDEN!r})])"
-    )
+    code = f"import sys, aura.inference.engine; print([m for m in sys.modules if m.startswith({FORBIDDEN!r})])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -50,9 +50,7 @@ def test_equals_whisper_at_real_length(name: str, n_mels: int) -> None:
 @pytest.mark.parametrize("n_mels", [80, 128])
 def test_fixed_floor_equals_whisper_above_both_floors(n_mels: int) -> None:
     loud = speech(2 * SECOND)  # its quietest frame is far above six decades below its loudest
-    torch.testing.assert_close(
-        log_mel(loud, n_mels=n_mels), log_mel(loud, n_mels=n_mels, floor="clip"), rtol=0, atol=0
-    )
+    torch.testing.assert_close(log_mel(loud, n_mels=n_mels), log_mel(loud, n_mels=n_mels, floor="clip"), rtol=0, atol=0)
 
 
 def test_scale_is_whispers() -> None:

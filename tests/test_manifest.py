@@ -25,9 +25,7 @@ RATE = 16_000
 
 def wav_bytes(seconds: float = 1.0, level: float = 0.1) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(
-        buffer, np.full(int(seconds * RATE), level, np.float32), RATE, format="WAV", subtype="FLOAT"
-    )
+    soundfile.write(buffer, np.full(int(seconds * RATE), level, np.float32), RATE, format="WAV", subtype="FLOAT")
     return buffer.getvalue()
 
 
@@ -97,9 +95,7 @@ def test_a_transcription_task_is_not_answered_with_the_label(tmp_path: Path) -> 
 def test_data_root_limit_streaming_and_columns(manifest: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     write_wav(moved / "x.wav", 3.0)
-    rows = write_rows(
-        tmp_path / "other.jsonl", {"file": "x.wav", "said": "one"}, {"file": "x.wav", "said": "two"}
-    )
+    rows = write_rows(tmp_path / "other.jsonl", {"file": "x.wav", "said": "one"}, {"file": "x.wav", "said": "two"})
     columns = {"audio": "file", "transcript": "said"}
     stream = read_utterances(rows, data_root=moved, columns=columns, streaming=True)
     first = next(stream)
@@ -147,9 +143,7 @@ BAD_ROWS = [
 @pytest.mark.parametrize(("row", "reason"), BAD_ROWS)
 def test_a_bad_row_is_named(row, reason: str, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "m.jsonl", {"audio": "good.wav"}, "", row)
-    with pytest.raises(
-        DataError, match=rf"m.jsonl: 1 of 2 rows cannot be used: line 3: .*{reason}"
-    ) as caught:
+    with pytest.raises(DataError, match=rf"m.jsonl: 1 of 2 rows cannot be used: line 3: .*{reason}") as caught:
         read_utterances(rows)
     assert "\n" not in str(caught.value)
     kept = read_utterances(rows, skip_bad=True)
@@ -245,9 +239,7 @@ def test_parse_label_takes_whatever_a_model_says(text: str) -> None:
     assert set(parsed) == {"intent", "slots"}
 
 
-@pytest.mark.parametrize(
-    "label", [{"intent": "two words"}, {"intent": ""}, {"intent": "a", "slots": {"b": "1;2"}}, 3]
-)
+@pytest.mark.parametrize("label", [{"intent": "two words"}, {"intent": ""}, {"intent": "a", "slots": {"b": "1;2"}}, 3])
 def test_labels_that_could_not_be_read_back(label) -> None:
     with pytest.raises(DataError, match="label"):
         label_text(label)
@@ -277,9 +269,7 @@ def hf_table(tmp_path: Path):
             "kind": ClassLabel(names=["x", "y"]),
         }
     )
-    table = pa.table(
-        {"audio": audio, "sentence": ["a", "b", "c"], "client_id": ["s", "s", "t"], "kind": [0, 1, 0]}
-    )
+    table = pa.table({"audio": audio, "sentence": ["a", "b", "c"], "client_id": ["s", "s", "t"], "kind": [0, 1, 0]})
     return table.replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features.to_dict()}})}
     ), features
@@ -296,9 +286,7 @@ def hf_sources(tmp_path: Path, monkeypatch) -> dict[str, str]:
     folder = tmp_path / "parquet"
     folder.mkdir()
     pq.write_table(table, folder / "train-00000-of-00001.parquet")
-    loaded = datasets.load_dataset(
-        "parquet", data_files=str(folder / "*.parquet"), cache_dir=str(tmp_path / "cache")
-    )
+    loaded = datasets.load_dataset("parquet", data_files=str(folder / "*.parquet"), cache_dir=str(tmp_path / "cache"))
     loaded.save_to_disk(str(tmp_path / "dict"))
     loaded["train"].save_to_disk(str(tmp_path / "saved"))
     return {

@@ -169,9 +169,7 @@ def test_masks_on_a_cache_continue_the_table() -> None:
     cache = DynamicCache(config=config())
     for layer in range(4):
         cache.update(torch.zeros(1, 2, 7, 8), torch.zeros(1, 2, 7, 8), layer)
-    blocks = torch.nn.functional.pad(
-        block_ids(audio("aa"), pattern="block", block_patches=2), (7, 0), value=-1
-    )
+    blocks = torch.nn.functional.pad(block_ids(audio("aa"), pattern="block", block_patches=2), (7, 0), value=-1)
     found = attention_masks(
         config(),
         inputs_embeds=torch.zeros(1, 2, 32),
@@ -181,9 +179,7 @@ def test_masks_on_a_cache_continue_the_table() -> None:
         blocks=blocks,
     )
     assert table(found["full_attention"][0, 0]) == "\nxxxxxxxxx\nxxxxxxxxx\n"
-    assert (
-        table(found["sliding_attention"][0, 0]) == "\nxxxx\n.xxx\n"
-    )  # positions 5 to 8: the cache keeps two
+    assert table(found["sliding_attention"][0, 0]) == "\nxxxx\n.xxx\n"  # positions 5 to 8: the cache keeps two
 
 
 def test_masks_are_left_to_the_llm_without_blocks() -> None:
@@ -204,9 +200,7 @@ def test_masks_are_left_to_the_llm_without_blocks() -> None:
 def test_attention_that_would_ignore_the_blocks_is_refused(attn: str) -> None:
     llm_config = config()
     llm_config._attn_implementation_internal = attn
-    with pytest.raises(
-        ModelError, match=r"cannot see both ways.*attn_implementation='sdpa'.*audio.attention: causal"
-    ):
+    with pytest.raises(ModelError, match=r"cannot see both ways.*attn_implementation='sdpa'.*audio.attention: causal"):
         attention_masks(
             llm_config,
             inputs_embeds=torch.zeros(1, 3, 32),

@@ -66,9 +66,7 @@ def test_teacher_frames_of_a_patch(patch_frames: int, frame_samples: int, expect
     assert PatchGrid(patch_frames=patch_frames).teacher_frames(frame_samples) == expected
 
 
-@pytest.mark.parametrize(
-    ("patch_frames", "frame_samples", "multiple"), [(8, 400, 5), (5, 320, 2), (2, 640, 4)]
-)
+@pytest.mark.parametrize(("patch_frames", "frame_samples", "multiple"), [(8, 400, 5), (5, 320, 2), (2, 640, 4)])
 def test_a_teacher_frame_must_divide_the_patch(patch_frames: int, frame_samples: int, multiple: int) -> None:
     with pytest.raises(
         ValueError,

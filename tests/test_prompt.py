@@ -41,9 +41,11 @@ TEXT_ONLY = [user(text("the")), assistant("thing"), {"role": "user", "content": 
 
 THINKER = (  # as Qwen 3's: the last answer opens with a thought, an empty one where thinking is switched off
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    "{% endif %}"
 )
 STRICT = (  # as Gemma's: roles must alternate
     "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
@@ -122,9 +124,7 @@ def test_generation_starts_from_what_training_saw(
     start = build_prompt(processor, messages[:-1], patches, answer=False)
     n = len(start.input_ids)
     assert whole.input_ids[:n] == start.input_ids
-    assert whole.labels[n] != IGNORE and whole.labels[n - 1] == IGNORE, (
-        "the answer begins right behind the prompt"
-    )
+    assert whole.labels[n] != IGNORE and whole.labels[n - 1] == IGNORE, "the answer begins right behind the prompt"
 
 
 def test_audio_parts_stand_in_reading_order(chatml: AuraProcessor) -> None:
@@ -136,9 +136,7 @@ def test_audio_parts_stand_in_reading_order(chatml: AuraProcessor) -> None:
 
 def test_adjacent_audio_parts_are_parted(processor: AuraProcessor) -> None:
     """The mask counts blocks from the start of each part; it tells parts by the text between them."""
-    ids = build_prompt(
-        processor, [user(AUDIO, AUDIO, AUDIO), assistant("x")], [2, 3, 1], answer=True
-    ).input_ids
+    ids = build_prompt(processor, [user(AUDIO, AUDIO, AUDIO), assistant("x")], [2, 3, 1], answer=True).input_ids
     runs = decoded(processor, ids).replace("<unused0>", "#")
     assert "##\n###\n#" in runs and "####" not in runs
 
@@ -165,17 +163,13 @@ def test_hybrid_thinkers_answer_without_a_thought() -> None:
     start = build_prompt(thinker, ONE[:-1], [3], answer=False)
     assert decoded(thinker, start.input_ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert "<think>" in thinker.apply_chat_template(ONE[:-1], add_generation_prompt=True, tokenize=False)
-    asked = thinker.apply_chat_template(
-        ONE[:-1], add_generation_prompt=True, tokenize=False, enable_thinking=True
-    )
+    asked = thinker.apply_chat_template(ONE[:-1], add_generation_prompt=True, tokenize=False, enable_thinking=True)
     assert asked.endswith("<|im_start|>assistant\n")
 
 
 def test_templates_that_rewrite_turns() -> None:
     thinker = processor_for(THINKER)
-    with pytest.raises(
-        PromptError, match=r"rewrites earlier turns.*split it into rows with one assistant turn each"
-    ):
+    with pytest.raises(PromptError, match=r"rewrites earlier turns.*split it into rows with one assistant turn each"):
         build_prompt(thinker, TWO, [1, 2, 4], answer=True)
     # Generation needs no labels, so it goes on.
     start = decoded(thinker, build_prompt(thinker, TWO[:-1], [1, 2, 4], answer=False).input_ids)
@@ -228,9 +222,7 @@ def test_templates_that_rewrite_turns() -> None:
         ([user(AUDIO), assistant("<unused0>")], [1], True, r"message 2 holds the text '<unused0>'"),
     ],
 )
-def test_errors(
-    chatml: AuraProcessor, messages: list[Any], patches: list[int], answer: bool, message: str
-) -> None:
+def test_errors(chatml: AuraProcessor, messages: list[Any], patches: list[int], answer: bool, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         build_prompt(chatml, messages, patches, answer=answer)
 

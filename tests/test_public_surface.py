@@ -30,11 +30,7 @@ def imported_by(module: str) -> frozenset[str]:
     path = PACKAGE.joinpath(*module.split(".")[1:])
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    blocks = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    ]
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
     typing_only = {inner for block in blocks for inner in ast.walk(block)}
     found = set()
     for node in ast.walk(tree):
@@ -85,7 +81,8 @@ def test_version_is_the_distributions() -> None:
 
 
 def test_light_modules_do_not_import_torch() -> None:
-    code = f"import sys, {', '.join(LIGHT)}; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'transformers', 'peft') if m in sys.modules]"
+    code = f"import sys, {', '.join(LIGHT)}; print({heavy})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
@@ -95,9 +92,7 @@ def test_light_modules_do_not_import_torch() -> None:
 )
 def test_inference_imports_no_teacher(module: str) -> None:
     """The paper's claim in code: the encoder is gone at run time."""
-    found = {
-        name for name in reachable(module) if name.split(".")[1:2] in (["teacher"], ["distill"], ["training"])
-    }
+    found = {name for name in reachable(module) if name.split(".")[1:2] in (["teacher"], ["distill"], ["training"])}
     assert not found, f"{module} reaches {sorted(found)}"
 
 

@@ -461,9 +461,7 @@ def test_no_ctranslate2_model(reference):
 @pytest.mark.parametrize("resolver", [resolve, resolve_ctranslate2])
 def test_wrong_hash_is_refused(site, monkeypatch, home, resolver):
     tiny_whisper_packages(site, monkeypatch, damage=True)
-    with pytest.raises(
-        ModelError, match=r"sha256.*pip install --force-reinstall tiny-whisper-part1 tiny-whisp"
-    ):
+    with pytest.raises(ModelError, match=r"sha256.*pip install --force-reinstall tiny-whisper-part1 tiny-whisp"):
         resolver("pip:tiny-whisper")
     assert [path.suffix for path in (home / "models").iterdir()] == [".lock"]
 

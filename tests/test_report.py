@@ -88,9 +88,7 @@ def test_report_rejects_impossible_counts_and_repeated_keys(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
+def test_a_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     report_in(tmp_path)
 
     def full(*_: object) -> None:
@@ -229,9 +227,7 @@ for number in range(10**9):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
 def test_kill_9_loses_nothing_that_was_appended(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as writer:
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None and writer.stdout.readline() == "go\n"
         writer.send_signal(signal.SIGKILL)
     with ItemLog(tmp_path) as log:

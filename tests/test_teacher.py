@@ -161,9 +161,7 @@ def test_padded_to_30_s_equals_huggingface(whisper: Path) -> None:
         frames = len(waveform) // FRAME
         encoder, theirs = huggingface_states(whisper, waveform)
         for layer in (1, 2):
-            torch.testing.assert_close(
-                ours_LTE[layer - 1], theirs.hidden_states[layer][0, :frames], **TOLERANCE
-            )
+            torch.testing.assert_close(ours_LTE[layer - 1], theirs.hidden_states[layer][0, :frames], **TOLERANCE)
         last = encoder.layer_norm(ours_LTE[2])
         torch.testing.assert_close(last, theirs.last_hidden_state[0, :frames], **TOLERANCE)
 
@@ -247,9 +245,7 @@ def test_states_are_those_of_huggingface(family: str, folders: Callable[[str], P
 
 def test_other_strides_are_read_from_the_configuration(tmp_path: Path) -> None:
     kernel, stride = (10, 3, 2), (5, 4, 2)
-    teacher = Teacher.load(
-        str(tiny.tiny_wav2vec2(tmp_path, conv_kernel=kernel, conv_stride=stride, conv_dim=(8,) * 3))
-    )
+    teacher = Teacher.load(str(tiny.tiny_wav2vec2(tmp_path, conv_kernel=kernel, conv_stride=stride, conv_dim=(8,) * 3)))
     assert teacher.spec.frame_samples == 40
     lengths = tuple(range(1, 30))
     assert teacher([clip(frames, frame=40) for frames in lengths], [2]).frames == lengths
@@ -267,12 +263,8 @@ def test_pad_to_30s_is_for_whisper(folders: Callable[[str], Path]) -> None:
 # --- groups -----------------------------------------------------------------------------------------------
 
 
-@given(
-    st.lists(st.integers(1, 300), max_size=40), st.sampled_from([0.0, 0.06, 0.5, 1.0]), st.integers(1, 1000)
-)
-def test_groups_hold_every_item_once_and_keep_their_limits(
-    frames: list[int], share: float, limit: int
-) -> None:
+@given(st.lists(st.integers(1, 300), max_size=40), st.sampled_from([0.0, 0.06, 0.5, 1.0]), st.integers(1, 1000))
+def test_groups_hold_every_item_once_and_keep_their_limits(frames: list[int], share: float, limit: int) -> None:
     groups = group_by_length(frames, padding_share=share, max_frames=limit)
     assert sorted(i for group in groups for i in group) == list(range(len(frames)))
     for group in groups:
@@ -287,9 +279,7 @@ def test_groups_hold_every_item_once_and_keep_their_limits(
 def test_an_unknown_architecture_names_the_families(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(
-        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
+    config = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"'bert' is not supported; expected one of: Whisper, wav2vec 2\.0"):
         Teacher.load(str(tmp_path))

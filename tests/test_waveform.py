@@ -95,9 +95,7 @@ def test_stereo_is_averaged(name: str) -> None:
 
 @pytest.mark.parametrize(("start", "end"), [(0.5, 1.25), (1.2345, 1.777), (1.0, None), (None, 0.9)])
 @pytest.mark.parametrize(("name", "rate"), CASES)
-def test_a_slice_is_that_region_of_the_whole(
-    name: str, rate: int, start: float | None, end: float | None
-) -> None:
+def test_a_slice_is_that_region_of_the_whole(name: str, rate: int, start: float | None, end: float | None) -> None:
     data = encode(name, tone(rate, chirp=True), rate)
     whole = load_waveform(data)
     region = whole[round((start or 0) * SAMPLE_RATE) : None if end is None else round(end * SAMPLE_RATE)]

@@ -114,20 +114,19 @@ WINDOW = 8  # positions a sliding-window layer looks back, itself included
 VOCABULARY = 300  # rows of the tiny embedding tables; the tiny tokenizers have as many tokens
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """A string-only template, as most LLMs bring one: content that is a list of parts breaks it."""
 
 
-def tiny_tokenizer(
-    *, chat_template: str | None = CHATML, reserved: bool = True, adds_bos: bool = False
-) -> Any:
+def tiny_tokenizer(*, chat_template: str | None = CHATML, reserved: bool = True, adds_bos: bool = False) -> Any:
     """A byte-level BPE tokenizer of `VOCABULARY` tokens, built in memory.
 
     Args:
         chat_template: the LLM's own template; None for an LLM without one.
-        reserved: whether it keeps `<unused0>` free; without, an audio token is added behind the embedding table.
+        reserved: whether it keeps `<unused0>` free; without, an audio token is added behind the table.
         adds_bos: put `<s>` before any text it is given, as Llama's and Gemma's do.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -267,3 +266,71 @@ def tiny_speech(seconds: float, *, seed: int = 0) -> Any:
     samples = round(seconds * 16_000)
     envelope = 0.05 + 0.1 * (1 + np.sin(np.arange(samples) / 900.0 + seed))
     return (rng.standard_normal(samples) * envelope).astype(np.float32)
+
+
+# --- whole runs -------------------------------------------------------------------------------------------
+
+WORDS = ("one", "the two", "three in", "on four", "thin", "other", "no", "then the")
+
+
+def tiny_manifest(folder: Path, *, count: int = 12, seed: int = 0, name: str = "train", shortest: float = 0.25) -> Path:
+    """A JSONL manifest of `count` clips of noise of 0.25 to 0.8 s, each with a transcript; no two of one length."""
+    import json
+
+    import soundfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(count):
+        file = f"{name}-{number}.wav"
+        speech = tiny_speech(shortest + 0.55 * ((number * 7) % count) / count, seed=100 * seed + number)
+        soundfile.write(folder / file, speech, 16_000)
+        rows.append({"audio": file, "transcript": WORDS[(number + seed) % len(WORDS)]})
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def tiny_recipe(
+    folder: Path, overrides: dict[str, Any] | None = None, *, family: str = "llama", teacher: str = "whisper"
+) -> Any:
+    """A recipe that trains a tiny student in a second; models and clips are written to `folder` once.
+
+    Args:
+        folder: shared by runs; `run.out` is `folder / "run"` unless overridden.
+        overrides: dotted fields of the recipe.
+        family: of the LLM.
+        teacher: `whisper`, or a family that `tiny_wav2vec2` takes.
+    """
+    from aura.config import read_recipe
+
+    llm, encoder, data = folder / family, folder / teacher, folder / "data"
+    if not llm.is_dir():
+        tiny_llm_folder(family, llm)
+    if not encoder.is_dir():
+        tiny_whisper(encoder) if teacher == "whisper" else tiny_wav2vec2(encoder, family=teacher)
+    if not data.is_dir():
+        tiny_manifest(data)
+        tiny_manifest(data, count=3, seed=1, name="valid")
+    fields = {
+        "student.llm": str(llm),
+        "teacher.encoder": str(encoder),
+        "audio.stem_width": 16,
+        "lora.rank": 4,
+        "lora.alpha": 8.0,
+        "distill.calibration_seconds": 2.0,
+        "data.train": [str(data / "train.jsonl")],
+        "batch.tokens": 120,
+        "optim.learning_rate": 3e-3,
+        "optim.embedding_learning_rate": 2e-3,
+        "optim.head_learning_rate": 1e-3,
+        "optim.warmup_steps": 2,
+        "run.out": str(folder / "run"),
+        "run.steps": 6,
+        "run.log_every": 1,
+        "run.eval_every": 0,
+        "run.save_every": 0,
+        "run.save_minutes": None,
+        "run.max_new_tokens": 2,
+    }
+    return read_recipe(None, fields | (overrides or {}))

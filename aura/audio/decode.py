@@ -272,9 +272,7 @@ class _AvFrames:
         if not self.rate and promised is not None and span.start >= promised:
             return Decoded(samples_N=np.zeros(0, np.float32), rate=1000, first=0, total=int(promised * 1000))
         if not self.rate:
-            raise AudioError(
-                f"{self.name}: no audio frame could be decoded; expected at least 0.1 s of audio."
-            )
+            raise AudioError(f"{self.name}: no audio frame could be decoded; expected at least 0.1 s of audio.")
         end = self.origin + self.count
         wanted = promised if span.end is None else min(span.end, promised or span.end)
         if promised is not None and wanted is not None and end / self.rate < wanted - slack:

@@ -48,14 +48,18 @@ def log_mel(waveform: torch.Tensor, *, n_mels: int = 80, floor: float | Literal[
     Source: `WhisperFeatureExtractor`, equal to it with `floor="clip"`.
     """
     window = torch.hann_window(WINDOW, device=waveform.device)
-    spectrum = torch.stft(waveform.float(), WINDOW, HOP, window=window, center=True, pad_mode="reflect", return_complex=True)
+    spectrum = torch.stft(
+        waveform.float(), WINDOW, HOP, window=window, center=True, pad_mode="reflect", return_complex=True
+    )
     power = spectrum[..., :-1].abs() ** 2  # Whisper drops the frame centred behind the last sample
     logarithm = (mel_filters(n_mels).to(waveform.device) @ power).clamp(min=TINY).log10()
     bound = logarithm.max() - DYNAMIC_RANGE if floor == "clip" else torch.tensor(floor, device=waveform.device)
     return (torch.maximum(logarithm, bound) + 4.0) / 4.0
 
 
-def log_mel_batch(waveforms: list[torch.Tensor], *, n_mels: int = 80, floor: float = -6.0) -> tuple[torch.Tensor, torch.Tensor]:
+def log_mel_batch(
+    waveforms: list[torch.Tensor], *, n_mels: int = 80, floor: float = -6.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Waveforms of whole hops -> mel_BMT (zeros behind each item) and frames_B."""
     mels = [log_mel(waveform, n_mels=n_mels, floor=floor) for waveform in waveforms]
     frames = torch.tensor([mel.shape[1] for mel in mels])

@@ -19,9 +19,7 @@ from aura.errors import AudioError
 
 SAMPLE_RATE = 16_000  # Hz: what every speech encoder we distil from was trained on
 MIN_SECONDS = 0.1  # s, our choice: the shortest clip that can hold a word
-RANGE_SLACK = (
-    0.011  # s: manifests round their times to 10 ms, so an end may lie that far past the last sample
-)
+RANGE_SLACK = 0.011  # s: manifests round their times to 10 ms, so an end may lie that far past the last sample
 MAX_CHANNELS = 64  # an array with more than that on its short axis is a spectrogram, not audio
 
 AudioSource = str | os.PathLike | bytes | BinaryIO | np.ndarray | Mapping
@@ -86,9 +84,7 @@ def probe_seconds(source: AudioSource) -> float:
     name = name_of(source)
     rate = None if isinstance(source, Mapping) else SAMPLE_RATE
     if isinstance(source, np.ndarray):
-        raise AudioError(
-            f"{name}: an array alone has no duration; give {{'array': ..., 'sampling_rate': ...}}."
-        )
+        raise AudioError(f"{name}: an array alone has no duration; give {{'array': ..., 'sampling_rate': ...}}.")
     array, rate = _array_of(source, None)
     if array is not None:
         return max(array.shape, default=0) / rate
@@ -151,9 +147,7 @@ def _decode_array(array: np.ndarray, rate: int, name: str, span: Span) -> Decode
             f"{name}: array of shape {array.shape}; expected (n,), (channels, n) or (n, channels) samples."
         )
     if array.dtype.kind not in "fiu":
-        raise AudioError(
-            f"{name}: array of {array.dtype}; expected floats in [-1, 1] or integer PCM samples."
-        )
+        raise AudioError(f"{name}: array of {array.dtype}; expected floats in [-1, 1] or integer PCM samples.")
     if array.ndim == 2 and array.shape[0] > array.shape[1]:
         array = array.T  # (n, channels): nobody has more channels than samples
     total = array.shape[-1]
@@ -196,9 +190,7 @@ def _openable(source: Any, name: str) -> str | BinaryIO:
 
 def _checked_path(path: str) -> str:
     if os.path.isdir(path):
-        raise AudioError(
-            f"{path}: is a folder; expected an audio file. Name the files: {path.rstrip('/')}/*.wav"
-        )
+        raise AudioError(f"{path}: is a folder; expected an audio file. Name the files: {path.rstrip('/')}/*.wav")
     if not os.path.exists(path):
         raise AudioError(f"{path}: no such file; expected an audio file. Check the path and the data root.")
     if not os.access(path, os.R_OK):
@@ -211,13 +203,9 @@ def _checked_path(path: str) -> str:
 def _require_in_range(decoded: Decoded, name: str, span: Span) -> None:
     seconds = decoded.total / decoded.rate
     if span.start and span.start >= seconds:
-        raise AudioError(
-            f"{name}: start={span.start:g} s, but the clip is {seconds:.3f} s long. Correct the row."
-        )
+        raise AudioError(f"{name}: start={span.start:g} s, but the clip is {seconds:.3f} s long. Correct the row.")
     if span.end is not None and span.end > seconds + RANGE_SLACK:
-        raise AudioError(
-            f"{name}: end={span.end:g} s, but the clip is {seconds:.3f} s long. Correct the row."
-        )
+        raise AudioError(f"{name}: end={span.end:g} s, but the clip is {seconds:.3f} s long. Correct the row.")
 
 
 def _require_finite(decoded: Decoded, name: str) -> None:

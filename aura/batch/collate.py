@@ -73,7 +73,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; waveforms stay where they are."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
         return replace(self, **moved, text=self.text.to(device) if self.text is not None else None)
 
 
@@ -106,8 +108,8 @@ def collate(
     ]
     batch = _pad(processor, [e.id for e in examples], prompts, padding_side)
     if waveforms:
-        mel = _pad_features(features) if features is not None else extractor(waveforms)
-        batch = replace(batch, **{name: mel[name] for name in ("input_features", "input_features_mask")})
+        mel: Any = _pad_features(features) if features is not None else extractor(waveforms)
+        batch = replace(batch, input_features=mel["input_features"], input_features_mask=mel["input_features_mask"])
     if text_teacher:
         batch = replace(batch, text=_text_batch(processor, examples, padding_side))
     return replace(batch, waveforms=tuple(waveforms)) if keep_waveforms else batch
@@ -117,7 +119,9 @@ def _text_batch(processor: AuraProcessor, examples: Sequence[Example], side: Lit
     prompts = []
     for example in examples:
         if example.transcripts is None:
-            raise PromptError(f"{example.id} has no transcript; the response KL needs one (or set distill.response_kl: 0)")
+            raise PromptError(
+                f"{example.id} has no transcript; the response KL needs one (or set distill.response_kl: 0)"
+            )
         prompts.append(build_prompt(processor, replace_audio(example.messages, example.transcripts), answer=True))
     return _pad(processor, [e.id for e in examples], prompts, side)
 

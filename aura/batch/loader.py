@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
@@ -22,7 +22,9 @@ from aura.student.processor import AuraProcessor
 AHEAD = 2  # batches per worker held ready
 
 
-def load_example(utterance: Utterance, *, augment: Augment | None = None, rng: np.random.Generator | None = None) -> Example:
+def load_example(
+    utterance: Utterance, *, augment: Augment | None = None, rng: np.random.Generator | None = None
+) -> Example:
     """Decode an utterance, and augment it where an augmentation is given.
 
     Raises:
@@ -70,7 +72,7 @@ class BatchLoader:
         self.text_teacher = text_teacher
         self.skipped: list[str] = []
 
-    def __call__(self, plan: Iterable[list[PlannedItem]]) -> Iterator[Batch]:
+    def __call__(self, plan: Iterable[list[PlannedItem]]) -> Generator[Batch, None, None]:
         """Batches in the order of the plan."""
         items = iter(plan)
         pool = ThreadPoolExecutor(max_workers=self.workers, thread_name_prefix="aura-loader")

@@ -47,7 +47,9 @@ class LengthEstimate:
         # Bytes, not characters: a Chinese character is about one token.
         characters = sum(len(message_text(message).encode()) for message in utterance.messages)
         turns = max(1, len(utterance.messages) // 2)
-        return turns * self.overhead + self.grid.count_seconds(utterance.seconds) + int(characters / CHARACTERS_PER_TOKEN)
+        return (
+            turns * self.overhead + self.grid.count_seconds(utterance.seconds) + int(characters / CHARACTERS_PER_TOKEN)
+        )
 
 
 def pack(lengths: Sequence[int], *, tokens: int, max_items: int, rng: np.random.Generator) -> list[list[int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
@@ -41,7 +41,9 @@ def user_message(text: str | None, audio_parts: int = 1) -> dict[str, Any]:
 
 def count_audio(messages: Sequence[Message]) -> int:
     """Audio parts in all turns."""
-    return sum(part.get("type") == "audio" for m in messages if not isinstance(m["content"], str) for part in m["content"])
+    return sum(
+        part.get("type") == "audio" for m in messages if not isinstance(m["content"], str) for part in m["content"]
+    )
 
 
 def replace_audio(messages: Sequence[Message], texts: Sequence[str]) -> list[dict[str, Any]]:
@@ -116,13 +118,19 @@ def _check(processor: AuraProcessor, messages: Sequence[Message], patches: Seque
             kind = part.get("type") if isinstance(part, Mapping) else None
             is_text = kind == "text" and isinstance(part.get("text"), str)
             if not is_text and kind != "audio":
-                raise PromptError(f"message {number} holds the part {part!r:.120}; expected type 'text' (with text) or 'audio'")
+                raise PromptError(
+                    f"message {number} holds the part {part!r:.120}; expected type 'text' (with text) or 'audio'"
+                )
             if is_text and processor.audio_token in part["text"]:
-                raise PromptError(f"message {number} holds the text {processor.audio_token!r}, which stands for audio; leave it out")
+                raise PromptError(
+                    f"message {number} holds the text {processor.audio_token!r}, which stands for audio; leave it out"
+                )
             if kind == "audio" and role == "assistant":
                 raise PromptError(f"message {number} is the assistant's and holds audio; it answers in text only")
     if answer and messages[-1]["role"] != "assistant":
-        raise PromptError(f"the last message is the {messages[-1]['role']}'s; training needs the assistant's answer last")
+        raise PromptError(
+            f"the last message is the {messages[-1]['role']}'s; training needs the assistant's answer last"
+        )
     found = count_audio(messages)
     if found != len(patches):
         raise PromptError(f"the messages hold {found} audio part(s) but {len(patches)} audio(s) were given")

@@ -55,18 +55,14 @@ def _split_root(root: Path, split: str | None) -> Path:
             raise DataError(f"{root}: no split folder {split!r}; it has {there}.")
         return root / split
     if len(folders) > 1:
-        raise DataError(
-            f"{root}: no split was named; it has {', '.join(folders)}. Name one with split: {folders[0]}."
-        )
+        raise DataError(f"{root}: no split was named; it has {', '.join(folders)}. Name one with split: {folders[0]}.")
     return root
 
 
 def _row(metadata: Path, row: dict[str, Any], root: Path) -> dict[str, Any]:
     name = row.pop("file_name", None)
     if not name:
-        raise DataError(
-            f"{metadata}: a row without 'file_name': {row!r}; expected it beside the other columns."
-        )
+        raise DataError(f"{metadata}: a row without 'file_name': {row!r}; expected it beside the other columns.")
     audio = metadata.parent / name
     return {**row, "audio": str(audio), "id": row.get("id") or os.path.relpath(audio, root)}
 
@@ -78,9 +74,7 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 try:
                     yield dict(json.loads(line))
                 except (ValueError, TypeError) as error:
-                    raise DataError(
-                        f"{path}: line {number} is not a JSON object; expected one a line."
-                    ) from error
+                    raise DataError(f"{path}: line {number} is not a JSON object; expected one a line.") from error
 
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:

@@ -28,6 +28,11 @@ class AugmentConfig:
     gain_db: tuple[float, float] = (0.0, 0.0)
     """Level change, dB. Our choice for training: (-10, 6); real microphones differ by more than 20 dB."""
 
+    level_db: tuple[float, float] | None = None
+    """RMS level that each clip is set to before the gain, dB below full scale; None keeps the recorded level. Speakers
+    of one corpus can differ by 20 dB (the demo's do), and the fixed floor of the log-mel makes levels audible. Our
+    choice where levels differ: (-40, -15)."""
+
     noise_probability: float = 0.0
     """Share of the clips that get noise. Our choice: 0.5."""
 
@@ -85,6 +90,8 @@ class AugmentConfig:
             pair = getattr(self, field)
             if len(pair) != 2 or not pair[0] <= pair[1]:
                 problems.append(f"{field}={pair!r}, expected (lowest, highest)")
+        if self.level_db is not None and not self.level_db[0] <= self.level_db[1] <= 0.0:
+            problems.append(f"level_db={self.level_db!r}, expected (lowest, highest) in dB below full scale, such as (-40, -15)")
         if min(self.speed) < 0.5 or max(self.speed) > 2.0:
             problems.append(f"speed={self.speed!r}, expected factors from 0.5 to 2")
         return problems
@@ -112,7 +119,7 @@ class Augment:
         self._noises = tuple(_load_noise(path) for path in config.noise_files)
 
     def __call__(self, wave_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Speed, then noise, then gain: the noise is not sped up, and the gain moves both.
+        """Speed, then noise, then level and gain: the noise is not sped up, and the gain moves both.
 
         Args:
             wave_N: mono float32 at 16 kHz; never written to.
@@ -123,14 +130,16 @@ class Augment:
         """
         config = self.config
         change_speed, add_noise = rng.random(2)
-        factor, snr_db, gain_db = (
-            rng.uniform(*pair) for pair in (config.speed, config.snr_db, config.gain_db)
-        )
+        factor, snr_db, gain_db = (rng.uniform(*pair) for pair in (config.speed, config.snr_db, config.gain_db))
+        level_draw = rng.random()
         noise_rng = np.random.default_rng(rng.integers(2**63))
         if change_speed < config.speed_probability:
             wave_N = change_tempo_and_pitch(wave_N, factor)
         if add_noise < config.noise_probability:
             wave_N = mix_at_snr(wave_N, self._noise(len(wave_N), noise_rng), snr_db)
+        if config.level_db is not None and (power := _power(wave_N)) > 0.0:
+            lowest, highest = config.level_db
+            gain_db += lowest + level_draw * (highest - lowest) - 10.0 * float(np.log10(power))
         if gain_db != 0.0:
             wave_N = wave_N * np.float32(10.0 ** (gain_db / 20.0))
         return wave_N

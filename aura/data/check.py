@@ -136,9 +136,7 @@ def check_manifest(
     return tally.report(title)
 
 
-def _results(
-    source: str, *, data_root: Any, columns: Any, split: Any, name: Any, limit: Any
-) -> Iterator[Result]:
+def _results(source: str, *, data_root: Any, columns: Any, split: Any, name: Any, limit: Any) -> Iterator[Result]:
     if is_manifest(source) and split is None and name is None:
         yield from manifest_results(source, data_root=data_root, columns=columns, limit=limit)
         return

@@ -64,7 +64,5 @@ def collect(results: Iterable[Result], source: str, skip_bad: bool) -> Utterance
             "Correct them, or drop them with --skip-bad."
         )
     if not good:
-        raise DataError(
-            f"{source}: no rows{f' left, {len(bad)} were bad: {bad[0]}' if bad else ''}; expected some."
-        )
+        raise DataError(f"{source}: no rows{f' left, {len(bad)} were bad: {bad[0]}' if bad else ''}; expected some.")
     return Utterances(good, bad)

@@ -25,9 +25,7 @@ def map_columns(source: str, present: Sequence[str], columns: Mapping[str, str])
     """
     for ours, theirs in columns.items():
         if theirs not in present:
-            raise DataError(
-                f"{source}: no column {theirs!r} for '{ours}'; it has {', '.join(present) or 'none'}."
-            )
+            raise DataError(f"{source}: no column {theirs!r} for '{ours}'; it has {', '.join(present) or 'none'}.")
     found = dict(columns)
     for ours in FIELDS:
         taken = found.get(ours) or next((c for c in SYNONYMS.get(ours, (ours,)) if c in present), None)

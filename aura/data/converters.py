@@ -120,9 +120,7 @@ def from_csv(
     return collect(convert_rows(rows, locate=locator(None), prompt=None, limit=None), str(path), skip_bad)
 
 
-def _csv_rows(
-    path: Path, columns: Mapping[str, str], delimiter: str | None, root: Path
-) -> Iterator[NumberedRow]:
+def _csv_rows(path: Path, columns: Mapping[str, str], delimiter: str | None, root: Path) -> Iterator[NumberedRow]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as lines:
             header = lines.readline()
@@ -136,18 +134,14 @@ def _csv_rows(
                 row = _with_seconds(_csv_row(given, mapping, root))
                 yield f"line {reader.line_num}", row, given.get(mapping["audio"])
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 ({error.reason}); expected UTF-8. Convert it with iconv."
-        ) from error
+        raise DataError(f"{path}: not UTF-8 ({error.reason}); expected UTF-8. Convert it with iconv.") from error
 
 
 def _guess_delimiter(path: Path, header: str) -> str:
     return "\t" if path.suffix == ".tsv" else max(DELIMITERS, key=header.count)
 
 
-def _csv_row(
-    given: Mapping[str, str], mapping: Mapping[str, str], root: Path
-) -> Mapping[str, Any] | DataError:
+def _csv_row(given: Mapping[str, str], mapping: Mapping[str, str], root: Path) -> Mapping[str, Any] | DataError:
     row: dict[str, Any] = {ours: given[theirs] for ours, theirs in mapping.items() if given.get(theirs)}
     try:
         for key in NUMBERS:
@@ -244,9 +238,7 @@ def _copy_bytes(source: Any, partial: Path) -> None:
         return
     path = name_of(source)
     if not os.path.isfile(path):
-        raise AudioError(
-            f"{path}: no such file; expected the recording that the dataset names. Check the data root."
-        )
+        raise AudioError(f"{path}: no such file; expected the recording that the dataset names. Check the data root.")
     shutil.copyfile(path, partial)
 
 

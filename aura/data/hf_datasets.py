@@ -97,10 +97,7 @@ class DatasetUtterances(Sequence[Utterance]):
         light, row = self._light[index], self._rows[index]
         given = self._table[row : row + 1].column(self._audio).to_pylist()[0]
         sources = given if isinstance(given, list) else [given]
-        audio = (
-            replace(part, source=self._locate(source))
-            for part, source in zip(light.audio, sources, strict=True)
-        )
+        audio = (replace(part, source=self._locate(source)) for part, source in zip(light.audio, sources, strict=True))
         return replace(light, audio=tuple(audio))
 
     def _light_rows(self, dataset: Any, mapping: Mapping[str, str]) -> Iterator[dict[str, Any]]:
@@ -109,13 +106,9 @@ class DatasetUtterances(Sequence[Utterance]):
         for first in range(0, len(dataset), SCAN_ROWS):
             table = self._table[first : first + SCAN_ROWS]
             stand_ins = _stand_ins(table.column(self._audio))
-            light = {
-                ours: table.column(theirs).to_pylist() for ours, theirs in mapping.items() if ours != "audio"
-            }
+            light = {ours: table.column(theirs).to_pylist() for ours, theirs in mapping.items() if ours != "audio"}
             for index, stand_in in enumerate(stand_ins):
-                row = {
-                    ours: _named(values[index], names.get(mapping[ours])) for ours, values in light.items()
-                }
+                row = {ours: _named(values[index], names.get(mapping[ours])) for ours, values in light.items()}
                 yield {**row, "audio": stand_in}
 
 
@@ -128,8 +121,7 @@ def _open(source: str, *, split: str | None, name: str | None, streaming: bool) 
     if not path.exists():
         hint = f" A dataset on the hub is written hf:{source}." if source.count("/") == 1 else ""
         raise DataError(
-            f"{source}: no such file or folder; expected a .jsonl manifest, a .parquet file or a dataset "
-            f"folder.{hint}"
+            f"{source}: no such file or folder; expected a .jsonl manifest, a .parquet file or a dataset folder.{hint}"
         )
     if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
         return _one_split(source, datasets.load_from_disk(source), split, streaming)
@@ -148,12 +140,8 @@ def _open(source: str, *, split: str | None, name: str | None, streaming: bool) 
 def _unknown_source(path: Path) -> str:
     if path.suffix in (".csv", ".tsv"):
         return f"{path}: a table, not a manifest. Convert it: aura data from-csv {path} --out manifest.jsonl"
-    kind = (
-        "folder without parquet files, saved dataset or audio" if path.is_dir() else f"'{path.suffix}' file"
-    )
-    return (
-        f"{path}: a {kind}; expected a .jsonl manifest, a .parquet file, a saved dataset or an audiofolder."
-    )
+    kind = "folder without parquet files, saved dataset or audio" if path.is_dir() else f"'{path.suffix}' file"
+    return f"{path}: a {kind}; expected a .jsonl manifest, a .parquet file, a saved dataset or an audiofolder."
 
 
 def _files_by_split(files: list[str]) -> dict[str, list[str]]:
@@ -166,9 +154,7 @@ def _files_by_split(files: list[str]) -> dict[str, list[str]]:
     return splits
 
 
-def _load(
-    datasets: Any, source: str, path: str, *, split: str | None, streaming: bool, **options: Any
-) -> Any:
+def _load(datasets: Any, source: str, path: str, *, split: str | None, streaming: bool, **options: Any) -> Any:
     try:
         loaded = datasets.load_dataset(path, split=split, streaming=streaming, **options)
     except (
@@ -220,9 +206,7 @@ def _renamed(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> I
 
 def _class_names(features: Any) -> dict[str, list[str]]:
     """Names of the classes of each ClassLabel column, which stores numbers."""
-    return {
-        column: feature.names for column, feature in (features or {}).items() if hasattr(feature, "int2str")
-    }
+    return {column: feature.names for column, feature in (features or {}).items() if hasattr(feature, "int2str")}
 
 
 def _named(value: Any, names: list[str] | None) -> Any:
@@ -245,9 +229,7 @@ def _stand_ins(column: Any) -> list[Any]:
     import pyarrow.compute as pc
 
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return [
-            None if n is None else [{"path": STAND_IN}] * n for n in pc.list_value_length(column).to_pylist()
-        ]
+        return [None if n is None else [{"path": STAND_IN}] * n for n in pc.list_value_length(column).to_pylist()]
     if not pa.types.is_struct(column.type):
         valid = column.is_valid().to_pylist()
         text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)

@@ -111,9 +111,7 @@ def read_utterances(
         )
     for key, value in (("split", split), ("name", name)):
         if value is not None:
-            raise DataError(
-                f"{text}: {key}={value!r} was given for a manifest, which has none. Leave it out."
-            )
+            raise DataError(f"{text}: {key}={value!r} was given for a manifest, which has none. Leave it out.")
     results = manifest_results(text, data_root=data_root, prompt=prompt, columns=mapping, limit=limit)
     return good_rows(results, text, skip_bad) if streaming else collect(results, text, skip_bad)
 
@@ -163,9 +161,7 @@ def _rows_of(path: str, columns: Mapping[str, str]) -> Iterator[tuple[int, Mappi
             except json.JSONDecodeError as error:
                 yield (
                     number,
-                    DataError(
-                        f"is not JSON ({error.msg} at column {error.colno}); expected one object a line"
-                    ),
+                    DataError(f"is not JSON ({error.msg} at column {error.colno}); expected one object a line"),
                 )
                 continue
             if row is not None:
@@ -226,12 +222,8 @@ def row_from_utterance(utterance: Utterance, root: Path) -> dict[str, Any]:
 
 def _audio_row(part: AudioRef, root: Path) -> dict[str, Any]:
     if not isinstance(part.source, (str, os.PathLike)):
-        raise DataError(
-            f"{part.name}: audio in memory cannot stand in a manifest. Extract it with: aura data from-hf"
-        )
+        raise DataError(f"{part.name}: audio in memory cannot stand in a manifest. Extract it with: aura data from-hf")
     audio = Path(part.source).absolute()
-    row: dict[str, Any] = {
-        "audio": audio.relative_to(root).as_posix() if audio.is_relative_to(root) else str(audio)
-    }
+    row: dict[str, Any] = {"audio": audio.relative_to(root).as_posix() if audio.is_relative_to(root) else str(audio)}
     optional = (("start", part.start), ("end", part.end), ("seconds", part.seconds))
     return {**row, **{key: value for key, value in optional if value is not None}}

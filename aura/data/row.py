@@ -43,11 +43,7 @@ def locator(root: str | os.PathLike | None) -> Locate:
     def locate(source: Any) -> Any:
         if isinstance(source, str):
             return source if root is None else os.path.join(root, source)
-        if (
-            isinstance(source, Mapping)
-            and source.get("bytes") is None
-            and isinstance(source.get("path"), str)
-        ):
+        if isinstance(source, Mapping) and source.get("bytes") is None and isinstance(source.get("path"), str):
             return locate(source["path"])
         return source
 
@@ -75,9 +71,7 @@ def utterance_from_row(
                 "expected as many of one as of the other"
             )
     else:
-        messages = build_messages(
-            transcript=transcript, label=label, task=task, audio_parts=len(audio), prompt=prompt
-        )
+        messages = build_messages(transcript=transcript, label=label, task=task, audio_parts=len(audio), prompt=prompt)
     return Utterance(
         id=_text(row, "id") or fallback_id or "+".join(_row_name(row, part) for part in audio),
         audio=audio,
@@ -122,8 +116,7 @@ def _audio_refs(row: Mapping[str, Any], locate: Locate) -> tuple[AudioRef, ...]:
         raise DataError(f"'{own[0]}' beside {len(given)} recordings; expected it inside each of them")
     outer = {key: row.get(key) for key in ("start", "end", "seconds")} if len(given) == 1 else {}
     return tuple(
-        _audio_ref({**outer, **part} if _is_slice(part) else {**outer, "audio": part}, locate)
-        for part in given
+        _audio_ref({**outer, **part} if _is_slice(part) else {**outer, "audio": part}, locate) for part in given
     )
 
 
@@ -145,12 +138,7 @@ def _seconds(part: Mapping[str, Any], key: str) -> float | None:
     value = part.get(key)
     if value is None:
         return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value < 0
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise DataError(f"'{key}' is {value!r}; expected seconds >= 0")
     return float(value)
 
@@ -165,16 +153,12 @@ def _message(number: int, message: Any) -> Message:
     if not isinstance(message, Mapping) or "content" not in message:
         raise DataError(f"message {number} is {message!r}; expected {{'role', 'content'}}")
     if message.get("role") not in ROLES:
-        raise DataError(
-            f"message {number} has the role {message.get('role')!r}; expected one of {', '.join(ROLES)}"
-        )
+        raise DataError(f"message {number} has the role {message.get('role')!r}; expected one of {', '.join(ROLES)}")
     content = message["content"]
     if isinstance(content, str):
         return {"role": message["role"], "content": content}
     if not isinstance(content, (list, tuple)):
-        raise DataError(
-            f"message {number} has {type(content).__name__} as content; expected text or a list of parts"
-        )
+        raise DataError(f"message {number} has {type(content).__name__} as content; expected text or a list of parts")
     return {"role": message["role"], "content": [_part(number, part) for part in content]}
 
 
@@ -185,6 +169,5 @@ def _part(number: int, part: Any) -> dict[str, str]:
     if kind == "text" and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
     raise DataError(
-        f"message {number} has the part {part!r}; expected {{'type': 'text', 'text': ...}} or "
-        f"{{'type': 'audio'}}"
+        f"message {number} has the part {part!r}; expected {{'type': 'text', 'text': ...}} or {{'type': 'audio'}}"
     )

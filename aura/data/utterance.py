@@ -123,22 +123,16 @@ def label_text(label: Any) -> str:
     if isinstance(label, str):
         return _squeeze(label)
     if not isinstance(label, Mapping) or not isinstance(label.get("intent"), str):
-        raise DataError(
-            f"label {label!r}: expected a string or {{'intent': 'name', 'slots': {{'name': 'value'}}}}."
-        )
+        raise DataError(f"label {label!r}: expected a string or {{'intent': 'name', 'slots': {{'name': 'value'}}}}.")
     intent = _squeeze(label["intent"])
     given = {name: value for name, value in (label.get("slots") or {}).items() if value is not None}
     slots = {_squeeze(str(name)): _squeeze(str(value)) for name, value in given.items()}
     for name in (intent, *slots):
         if not name or re.search(r"[\s=;]", name):
-            raise DataError(
-                f"label {label!r}: the name {name!r} holds a space, '=' or ';', or is empty. Rename it."
-            )
+            raise DataError(f"label {label!r}: the name {name!r} holds a space, '=' or ';', or is empty. Rename it.")
     for value in slots.values():
         if ";" in value:
-            raise DataError(
-                f"label {label!r}: the value {value!r} holds ';', which separates slots. Remove it."
-            )
+            raise DataError(f"label {label!r}: the value {value!r} holds ';', which separates slots. Remove it.")
     return " ".join([intent, "; ".join(f"{name}={slots[name]}" for name in sorted(slots))]).strip()
 
 

@@ -7,7 +7,9 @@ from typing import Literal
 import torch
 
 
-def frames_to_targets(hidden_LFE: torch.Tensor, frames_per_patch: int, *, how: Literal["stack", "pool"]) -> torch.Tensor:
+def frames_to_targets(
+    hidden_LFE: torch.Tensor, frames_per_patch: int, *, how: Literal["stack", "pool"]
+) -> torch.Tensor:
     """Teacher frames of one patch -> its target.
 
     Args:

@@ -112,9 +112,7 @@ def evaluate(
         pending = [item for item in items if item.id not in kept]
         with audio_progress("evaluating", len(items), show=show_progress) as advance:
             advance(len(items) - len(pending), 0.0)
-            for row in _answer(
-                engine, pending, task, prompt, max_new_tokens, batch_tokens, batch_items, advance
-            ):
+            for row in _answer(engine, pending, task, prompt, max_new_tokens, batch_tokens, batch_items, advance):
                 done.append(row)
         by_id = {row["id"]: row for row in done.rows()}
     rows = [by_id[item.id] for item in items]
@@ -236,9 +234,7 @@ def _question(engine: Engine, utterance: Utterance, prompt: str | None) -> Examp
     longest = engine.model.config.max_seconds
     for part in utterance.audio:
         if (seconds := part.measure()) > longest:
-            raise AudioError(
-                f"{part.name} is {seconds:.1f} s long; expected at most {longest:g} s at once. Cut it."
-            )
+            raise AudioError(f"{part.name} is {seconds:.1f} s long; expected at most {longest:g} s at once. Cut it.")
     return Example(id=utterance.id, messages=messages, waveforms=[part.load() for part in utterance.audio])
 
 

@@ -43,9 +43,7 @@ class IntentScore(Score):
     unparsed: int  # texts that are no label throughout; the slots that could be read still count
 
 
-def intents(
-    reference_labels: Sequence[Mapping[str, Any] | str], hypothesis_texts: Sequence[str | None]
-) -> IntentScore:
+def intents(reference_labels: Sequence[Mapping[str, Any] | str], hypothesis_texts: Sequence[str | None]) -> IntentScore:
     """Full-command accuracy, intent accuracy, slot precision, recall and F1.
 
     A slot is right when its name and its value are; one with another value is wrong *and* missed. Case and

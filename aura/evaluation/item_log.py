@@ -53,9 +53,7 @@ class ItemLog:
             AuraError: the disk is full or the log is closed; the file then ends in the last whole row.
         """
         if not isinstance(row.get("id"), str):
-            raise DataError(
-                f"A row of {self.path.name} has the id {row.get('id')!r}; expected a text 'id' per item."
-            )
+            raise DataError(f"A row of {self.path.name} has the id {row.get('id')!r}; expected a text 'id' per item.")
         if self._file is None:
             raise AuraError(f"{self.path} is closed; open a new ItemLog to go on with it.")
         written = plain(row)
@@ -107,9 +105,7 @@ class ItemLog:
             ) from None
         changed = sorted(key for key in kept.keys() | settings.keys() if kept.get(key) != settings.get(key))
         if changed:
-            listed = "; ".join(
-                f"{key}: {kept.get(key)!r} there, {settings.get(key)!r} now" for key in changed
-            )
+            listed = "; ".join(f"{key}: {kept.get(key)!r} there, {settings.get(key)!r} now" for key in changed)
             raise DataError(
                 f"{self.path} holds {len(self._rows)} items answered with other settings ({listed}). "
                 "Choose another --out, or remove that folder to start over."

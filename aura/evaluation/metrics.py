@@ -230,9 +230,7 @@ def answers(
 def _answer_item(accepted: Sequence[str], hypothesis: str | None, lang: str | None) -> AnswerItem:
     references = tuple(normalise(reference, lang) for reference in accepted)
     if hypothesis is None:
-        return AnswerItem(
-            failed=True, reference=references, hypothesis=None, exact=None, contains=None, numeric=None
-        )
+        return AnswerItem(failed=True, reference=references, hypothesis=None, exact=None, contains=None, numeric=None)
     text = normalise(hypothesis, lang)
     wanted = [values for reference in accepted if (values := numbers(reference, lang))]
     given = numbers(hypothesis, lang)

@@ -47,9 +47,7 @@ class Engine:
     @cached_property
     def digest(self) -> str:
         """Hash of what was learnt (adapter and audio embedding): the same for equal checkpoints anywhere."""
-        learnt = lora_parameters(self.model.language_model) + list(
-            self.model.audio_embedding.named_parameters()
-        )
+        learnt = lora_parameters(self.model.language_model) + list(self.model.audio_embedding.named_parameters())
         sha = hashlib.sha256()
         for name, parameter in learnt:
             sha.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
@@ -114,9 +112,7 @@ class Engine:
         """
         sources = list(audio) if isinstance(audio, (list, tuple)) else [audio]
         waveforms = [load_limited(source, max_seconds=self.model.config.max_seconds) for source in sources]
-        example = Example(
-            id="the question", messages=[user_message(question, len(sources))], waveforms=waveforms
-        )
+        example = Example(id="the question", messages=[user_message(question, len(sources))], waveforms=waveforms)
         return self._one(example, max_new_tokens, stream)
 
     def chat(
@@ -160,9 +156,7 @@ class Engine:
         )
 
     def _one(self, example: Example, max_new_tokens: int, stream: Callable[[str], None] | None) -> str:
-        [answer] = generate_texts(
-            self.model, self.processor, [example], max_new_tokens=max_new_tokens, stream=stream
-        )
+        [answer] = generate_texts(self.model, self.processor, [example], max_new_tokens=max_new_tokens, stream=stream)
         return answer.text
 
 
@@ -190,9 +184,7 @@ def load(
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     place = pick_device(device)
-    model, processor = load_checkpoint(
-        checkpoint, llm=llm, dtype=dtype, attn_implementation=attn_implementation
-    )
+    model, processor = load_checkpoint(checkpoint, llm=llm, dtype=dtype, attn_implementation=attn_implementation)
     model.to(place)  # type: ignore[arg-type]  # its decorator hides the signature
     return Engine(model, processor, checkpoint=os.fspath(checkpoint))
 
@@ -211,7 +203,6 @@ def pick_device(device: str) -> torch.device:
         raise ModelError(f"device is {device!r}; expected auto, cpu, cuda or cuda:<number>") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ModelError(
-            f"device is {device}; this machine has {torch.cuda.device_count()} CUDA device(s). "
-            "Use --device cpu"
+            f"device is {device}; this machine has {torch.cuda.device_count()} CUDA device(s). Use --device cpu"
         )
     return place

@@ -16,9 +16,7 @@ AUDIO_KEYS = ("audio", "path", "url", "bytes", "array")
 AUDIO_FORM = '{"type": "audio", "audio": <path, bytes or array>} (with "sampling_rate" for an array)'
 
 
-def example_from_messages(
-    messages: Sequence[Message], *, max_seconds: float, id: str = "the conversation"
-) -> Example:
+def example_from_messages(messages: Sequence[Message], *, max_seconds: float, id: str = "the conversation") -> Example:
     """Decode the audio parts of a conversation.
 
     Args:
@@ -30,16 +28,12 @@ def example_from_messages(
         AudioError: audio that cannot be heard, or longer than `max_seconds`.
     """
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
-        raise PromptError(
-            f"the conversation is {_short(messages)}; expected a list of messages with role and content"
-        )
+        raise PromptError(f"the conversation is {_short(messages)}; expected a list of messages with role and content")
     waveforms: list[np.ndarray] = []
     plain: list[dict[str, Any]] = []
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or "content" not in message:
-            raise PromptError(
-                f'message {number} is {_short(message)}; expected {{"role": "user", "content": ...}}'
-            )
+            raise PromptError(f'message {number} is {_short(message)}; expected {{"role": "user", "content": ...}}')
         content = message["content"]
         if not isinstance(content, str):
             if not isinstance(content, Sequence):
@@ -52,9 +46,7 @@ def example_from_messages(
                     waveforms.append(load_part(part, max_seconds=max_seconds, place=f"message {number}"))
                     part = {"type": "audio"}
                 elif not isinstance(part, Mapping):
-                    raise PromptError(
-                        f'message {number} holds the part {_short(part)}; expected a dict with "type"'
-                    )
+                    raise PromptError(f'message {number} holds the part {_short(part)}; expected a dict with "type"')
                 parts.append(part)
             content = parts
         plain.append({**message, "content": content})
@@ -86,8 +78,7 @@ def load_limited(source: Any, *, max_seconds: float, sampling_rate: int | None =
     if isinstance(source, np.ndarray):
         if sampling_rate is None:
             raise AudioError(
-                f"an array of shape {source.shape} was given without its rate; expected one. "
-                'Add "sampling_rate": 16000'
+                f'an array of shape {source.shape} was given without its rate; expected one. Add "sampling_rate": 16000'
             )
         source = {"array": source, "sampling_rate": sampling_rate}
     source = rereadable(source)

@@ -101,8 +101,7 @@ def transcribe_each(
     while chunk := list(itertools.islice(stream, ahead)):
         spoken = [piece for _, piece in chunk if isinstance(piece, Window) and not piece.is_silent]
         examples = [
-            Example(id=f"the window at {w.start:.1f} s", messages=[message], waveforms=[w.wave_N])
-            for w in spoken
+            Example(id=f"the window at {w.start:.1f} s", messages=[message], waveforms=[w.wave_N]) for w in spoken
         ]
         answers = iter(engine.generate(examples, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens))
         for index, piece in chunk:
@@ -150,9 +149,7 @@ def _join(heard: Sequence[_Heard]) -> Transcript:
             texts[i - 1], texts[i] = drop_overlap(texts[i - 1], texts[i], seconds=shared)
             ends[i - 1] = starts[i] = starts[i] + shared / 2
     segments = [
-        Segment(start=round(s, 3), end=round(e, 3), text=t)
-        for s, e, t in zip(starts, ends, texts, strict=True)
-        if t
+        Segment(start=round(s, 3), end=round(e, 3), text=t) for s, e, t in zip(starts, ends, texts, strict=True) if t
     ]
     return Transcript(
         text=" ".join(s.text for s in segments),

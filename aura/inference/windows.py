@@ -99,9 +99,7 @@ def quiet_place(wave_N: np.ndarray, first: int, last: int) -> int | None:
     """
     frames = len(wave_N) // HOP
     power_T = np.square(wave_N[: frames * HOP].reshape(frames, HOP), dtype=np.float64).mean(axis=1)
-    smooth_T = np.convolve(
-        power_T, np.ones(QUIET_SPAN) / QUIET_SPAN, mode="valid"
-    )  # index t: frames t to t + span
+    smooth_T = np.convolve(power_T, np.ones(QUIET_SPAN) / QUIET_SPAN, mode="valid")  # index t: frames t to t + span
     middle = QUIET_SPAN // 2
     low, high = first // HOP - middle, last // HOP - middle
     searched = smooth_T[max(0, low) : max(0, high)]

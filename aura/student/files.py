@@ -60,7 +60,9 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         if folder.is_absolute() or str(path).startswith((".", "~")) or len(folder.parts) != 2:
-            raise CheckpointError(f"{path} is no folder; expected an aura checkpoint such as runs/demo/checkpoint, or a Hub id")
+            raise CheckpointError(
+                f"{path} is no folder; expected an aura checkpoint such as runs/demo/checkpoint, or a Hub id"
+            )
         folder = _snapshot(str(path))
     if not (folder / CONFIG).is_file() or not (folder / EMBEDDING).is_file():
         inside = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
@@ -98,4 +100,6 @@ def load_embedding(module: nn.Module, folder: Path) -> None:
         module.load_state_dict(load_file(folder / EMBEDDING))
     except Exception as error:  # safetensors and torch raise different types for torn and misfit files
         reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{folder / EMBEDDING} cannot be loaded ({reason}); copy or save the checkpoint again") from error
+        raise CheckpointError(
+            f"{folder / EMBEDDING} cannot be loaded ({reason}); copy or save the checkpoint again"
+        ) from error

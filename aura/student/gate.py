@@ -45,14 +45,16 @@ class PositionGatedLora(LoraVariant):
 
     @staticmethod
     def merge_safe(module: LoraLayer, active_adapter: str, orig_weight: torch.Tensor) -> torch.Tensor:
-        raise ModelError("merging would apply the adapter to text positions as well; remove the gate first with detach_gate")
+        raise ModelError(
+            "merging would apply the adapter to text positions as well; remove the gate first with detach_gate"
+        )
 
     @staticmethod
     def merge_unsafe(module: LoraLayer, active_adapter: str, orig_weight: torch.Tensor) -> None:
         PositionGatedLora.merge_safe(module, active_adapter, orig_weight)
 
 
-def decoder_layers(language_model: nn.Module) -> nn.ModuleList:
+def decoder_layers(language_model: Any) -> nn.ModuleList:
     """The LLM's decoder layers, found through its public `get_decoder()`.
 
     Raises:
@@ -70,6 +72,8 @@ def decoder_layers(language_model: nn.Module) -> nn.ModuleList:
 
 def attach_gate(language_model: nn.Module) -> None:
     """Put the position gate on every LoRA module below `language_model`; needed after every load of an adapter."""
+    layer: Any
+    layer: Any
     for layer in decoder_layers(language_model):
         state = getattr(layer, "aura_gate", None)
         if state is None:
@@ -93,7 +97,9 @@ def detach_gate(language_model: nn.Module) -> None:
 def _take_gate(state: GateState) -> Any:
     # On self_attn, not on the layer: gradient checkpointing replays the layer's forward without its hooks. The key is
     # taken out so that no attention kernel sees it.
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         state.gate = kwargs.pop(GATE_KEY, None)
         return args, kwargs
 

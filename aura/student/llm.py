@@ -48,7 +48,7 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
 @torch.no_grad()
 def embedding_rms(model: PreTrainedModel) -> float:
     """RMS of the token embeddings as `inputs_embeds` carries them (with Gemma's factor where it applies there)."""
-    table = model.get_input_embeddings()
+    table: Any = model.get_input_embeddings()
     ids = torch.linspace(0, table.weight.shape[0] - 1, min(4096, table.weight.shape[0])).long()
     return float(table(ids.to(table.weight.device)).float().square().mean().sqrt())
 
@@ -58,8 +58,9 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
     """Shapes and a few weights of the LLM; survives a change of dtype."""
     config = model.config
     sampled = {}
-    norm = model.get_decoder().norm.weight
-    for name, weight in (("embeddings", model.get_input_embeddings().weight), ("norm", norm)):
+    table: Any = model.get_input_embeddings()
+    decoder: Any = model.get_decoder()
+    for name, weight in (("embeddings", table.weight), ("norm", decoder.norm.weight)):
         flat = weight.reshape(-1)
         picks = torch.linspace(0, flat.numel() - 1, SAMPLES, dtype=torch.float64).long().to(flat.device)
         sampled[name] = [round(value, 6) for value in flat[picks].float().tolist()]
@@ -67,7 +68,7 @@ def fingerprint(model: PreTrainedModel) -> dict[str, Any]:
         "model_type": config.model_type,
         "layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
-        "vocabulary": model.get_input_embeddings().weight.shape[0],
+        "vocabulary": table.weight.shape[0],
         **sampled,
     }
 
@@ -86,7 +87,9 @@ def check_fingerprint(expected: dict[str, Any], model: PreTrainedModel, *, check
             # bfloat16 keeps 8 bits: 2 ** -8 relative
             same = torch.allclose(torch.tensor(value), torch.tensor(other), rtol=1e-2, atol=1e-4)
         if not same:
-            shown = f"{key} {value} expected, {other} found" if not isinstance(value, list) else f"its {key} weights differ"
+            shown = (
+                f"{key} {value} expected, {other} found" if not isinstance(value, list) else f"its {key} weights differ"
+            )
             raise CheckpointError(
                 f"{checkpoint} was trained on another LLM than {llm}: {shown}. Load it on the LLM named in its config.json, "
                 "or train an adapter for this one with aura train --student.llm"

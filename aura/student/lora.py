@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from typing import Any
 
 import peft
 import torch
@@ -28,6 +30,7 @@ def attach_lora(
     layers: int | None,
     modules: Sequence[str],
     base: str,
+    gate: str = "all",
     adapter: str = "default",
 ) -> peft.LoraConfig:
     """Inject a fresh adapter (its update is zero) and put the position gate on it.
@@ -35,6 +38,8 @@ def attach_lora(
     Args:
         layers: first N decoder layers; all when None.
         base: reference of the LLM, for `adapter_config.json`.
+        gate: with `audio`, the last layer gets only the modules that later positions read (keys and values): what else it
+            makes of audio positions nobody sees, and weights there would never learn.
 
     Raises:
         ModelError: more layers than the LLM has, or a module it does not have.
@@ -45,7 +50,9 @@ def attach_lora(
     present = {name.rsplit(".", 1)[-1] for name, _ in decoder_layers(model).named_modules()}
     if missing := [module for module in modules if module not in present]:
         linear = sorted(n for n in present if n.endswith("proj"))
-        raise ModelError(f"lora.modules names {', '.join(missing)}, which the LLM does not have; it has {', '.join(linear)}")
+        raise ModelError(
+            f"lora.modules names {', '.join(missing)}, which the LLM does not have; it has {', '.join(linear)}"
+        )
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -53,6 +60,7 @@ def attach_lora(
         use_rslora=rslora,
         lora_dropout=dropout,
         target_modules=list(modules),
+        exclude_modules=_unread_modules(available) if gate == "audio" else None,
         layers_to_transform=list(range(layers)) if layers is not None and layers < available else None,
         base_model_name_or_path=base,
     )
@@ -60,6 +68,11 @@ def attach_lora(
     attach_gate(model)
     _keep_float32(model)
     return config
+
+
+def _unread_modules(layers: int) -> str:
+    """Pattern of the last layer's modules whose output at audio positions no answer reads."""
+    return rf".*\.layers\.{layers - 1}\.(self_attn\.(q_proj|o_proj)|mlp\.\w+)"
 
 
 def lora_parameters(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
@@ -94,12 +107,14 @@ def load_lora(model: PreTrainedModel, folder: Path, adapter: str = "default") ->
         config = peft.LoraConfig.from_pretrained(str(folder))
         tensors = load_file(folder / WEIGHTS)
     except Exception as error:  # PEFT and safetensors raise several unrelated types for a missing or torn file
-        raise CheckpointError(f"{folder} holds no readable LoRA adapter: {_first_line(error)}. Expected {WEIGHTS}") from error
+        raise CheckpointError(
+            f"{folder} holds no readable LoRA adapter: {_first_line(error)}. Expected {WEIGHTS}"
+        ) from error
     peft.inject_adapter_in_model(config, model, adapter_name=adapter)
     _keep_float32(model)  # before the weights go in: bfloat16 would round them
     state = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     try:
-        result = set_peft_model_state_dict(model, state, adapter_name=adapter)
+        result: Any = set_peft_model_state_dict(model, state, adapter_name=adapter)
     except RuntimeError as error:
         raise CheckpointError(f"the adapter in {folder} does not fit this LLM: {_first_line(error)}") from error
     missing = [name for name in result.missing_keys if ".lora_" in name and f".{adapter}." in name]

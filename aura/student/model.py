@@ -76,7 +76,7 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     config_class = AuraConfig
     base_model_prefix = "language_model"
-    input_modalities = ("audio", "text")
+    input_modalities = ("audio", "text")  # type: ignore[assignment]  # Hugging Face uses tuples itself
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -148,7 +148,7 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return embeds_BSD, is_audio_BS
         if input_features_mask is None:
             input_features_mask = torch.ones_like(input_features[:, 0], dtype=torch.bool)
-        patches = self.get_audio_features(input_features, input_features_mask).pooler_output
+        patches: Any = self.get_audio_features(input_features, input_features_mask).pooler_output
         if patches.shape[0] != int(is_audio_BS.sum()):
             raise ModelError(
                 f"the prompt holds {int(is_audio_BS.sum())} audio positions but the audio fills {patches.shape[0]} patches; "
@@ -242,7 +242,11 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ModelError("neither input_ids nor inputs_embeds given; expected one of them")
-            inputs_embeds, is_audio_BS = self.embed(input_ids, input_features, input_features_mask)
+            if input_features is None and input_ids.shape[1] == 1 and past_key_values is not None:
+                # A token the LLM has just written is text, even where it is the one reserved for audio.
+                inputs_embeds, is_audio_BS = self.get_input_embeddings()(input_ids), torch.zeros_like(input_ids).bool()
+            else:
+                inputs_embeds, is_audio_BS = self.embed(input_ids, input_features, input_features_mask)
         elif mm_token_type_ids is not None:
             is_audio_BS = mm_token_type_ids[:, -inputs_embeds.shape[1] :] == AUDIO_TYPE_ID
         else:
@@ -253,33 +257,42 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
 
     def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+        self, input_ids: Any, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Audio goes in with the prompt only; later steps are text."""
         is_first = kwargs.get("is_first_iteration", False)
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, inputs_embeds=inputs_embeds, **kwargs)
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # its self is a protocol
+            input_ids, *args, inputs_embeds=inputs_embeds, **kwargs
+        )
         if not is_first and kwargs.get("use_cache", True):
             for name in ("input_features", "input_features_mask", "mm_token_type_ids"):
                 inputs.pop(name, None)
         return inputs
 
     def _expand_inputs_for_generation(
-        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **kwargs: Any
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Any, dict[str, Any]]:
         """Rows repeated for beams or samples, each with all of its audio parts."""
-        names = [name for name in ("input_features", "input_features_mask") if kwargs.get(name) is not None]
-        if expand_size == 1 or len(names) < 2 or input_ids is None:
-            return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        expand: Any = super()._expand_inputs_for_generation  # type: ignore[misc]  # its self is a protocol
+        mel = kwargs.get("input_features")
+        if expand_size == 1 or mel is None or input_ids is None:
+            return expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        if (mask := kwargs.get("input_features_mask")) is None:
+            mask = torch.ones_like(mel[:, 0], dtype=torch.bool)
         cache = kwargs.get("past_key_values")
         uncached = input_ids[:, cache.get_seq_length() if cache is not None else 0 :]
         # Parts stand in reading order: a part belongs to the row in which the running count of patches ends.
         row_ends = (uncached == self.config.audio_token_id).sum(1).cumsum(0)
-        part_ends = (kwargs["input_features_mask"].sum(1) // self.config.patch_frames).cumsum(0)
+        part_ends = (mask.sum(1) // self.config.patch_frames).cumsum(0)
         rows = torch.searchsorted(row_ends, part_ends)
         parts = torch.cat([(rows == row).nonzero()[:, 0].repeat(expand_size) for row in range(len(input_ids))])
-        features = {name: kwargs.pop(name)[parts] for name in names}
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
-        return input_ids, kwargs | features
+        kwargs |= {"input_features": None, "input_features_mask": None}
+        input_ids, kwargs = expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | {"input_features": mel[parts], "input_features_mask": mask[parts]}
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the LLM's weights are not in the checkpoint
@@ -316,8 +329,9 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model = cls(config, language_model)
         load_lora(language_model, folder)
         load_embedding(model.audio_embedding, folder)
-        if device := kwargs.get("device_map"):
-            model = model.to(device if isinstance(device, (str, torch.device)) and device != "auto" else None)
+        device = kwargs.get("device_map")
+        if isinstance(device, (str, torch.device)) and device != "auto":
+            model.to(device)  # type: ignore[arg-type]  # Hugging Face's wrapper loses the signature
         return model.eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
@@ -347,4 +361,6 @@ def _read_config(folder: Path) -> AuraConfig:
         return AuraConfig.from_pretrained(folder)
     except Exception as error:  # torn JSON, fields of another type or another version's
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise CheckpointError(f"{folder / CONFIG} cannot be read ({reason}); copy or save the checkpoint again") from error
+        raise CheckpointError(
+            f"{folder / CONFIG} cannot be read ({reason}); copy or save the checkpoint again"
+        ) from error

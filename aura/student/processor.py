@@ -12,7 +12,14 @@ from aura.audio.logmel import log_mel_batch
 from aura.audio.patches import SAMPLE_RATE, PatchGrid
 from aura.errors import AudioError
 
-RESERVED_AUDIO_TOKENS = ("<|audio|>", "<|AUDIO|>", "<unused0>", "<|audio_pad|>", "<|vision_pad|>", "<|reserved_special_token_0|>")
+RESERVED_AUDIO_TOKENS = (
+    "<|audio|>",
+    "<|AUDIO|>",
+    "<unused0>",
+    "<|audio_pad|>",
+    "<|vision_pad|>",
+    "<|reserved_special_token_0|>",
+)
 """Tokens that families keep free, tried in this order; a new token is added where a tokenizer has none."""
 
 # For an LLM without a chat template of its own: the user's text, a line break, the answer.
@@ -132,11 +139,13 @@ class AuraProcessor(ProcessorMixin):
         audio_token: str | None = None,
     ) -> None:
         self.audio_token = audio_token or pick_audio_token(tokenizer)
-        self.audio_token_id = tokenizer.convert_tokens_to_ids(self.audio_token)
+        self.audio_token_id: Any = tokenizer.convert_tokens_to_ids(self.audio_token)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         super().__init__(
-            feature_extractor, tokenizer, chat_template=chat_template or audio_chat_template(tokenizer, self.audio_token)
+            feature_extractor,
+            tokenizer,
+            chat_template=chat_template or audio_chat_template(tokenizer, self.audio_token),
         )
 
     def replace_audio_token(self, audio_inputs: dict[str, Any], audio_idx: int, **kwargs: Any) -> str:

@@ -60,9 +60,7 @@ class Runner(Protocol):
     window: int | None  # frames that are fed whatever the length of the clip; None: its real length
     pads: bool  # whether items of different length may share a padded batch and still equal single items
 
-    def run(
-        self, waveforms: Sequence[np.ndarray], frames: Sequence[int], layers: Sequence[int]
-    ) -> list[torch.Tensor]:
+    def run(self, waveforms: Sequence[np.ndarray], frames: Sequence[int], layers: Sequence[int]) -> list[torch.Tensor]:
         """Return for each of `layers` (1-based) its raw output, (B, at least max(frames), E)."""
         ...
 

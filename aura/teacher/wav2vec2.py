@@ -63,9 +63,7 @@ class Wav2Vec2Runner:
         )
         self.receptive_samples = receptive_field(config.conv_kernel, config.conv_stride)
 
-    def run(
-        self, waveforms: Sequence[np.ndarray], frames: Sequence[int], layers: Sequence[int]
-    ) -> list[torch.Tensor]:
+    def run(self, waveforms: Sequence[np.ndarray], frames: Sequence[int], layers: Sequence[int]) -> list[torch.Tensor]:
         """Return for each of `layers` its raw output, (B, T, E); see `Runner.run`."""
         inputs = self._inputs(waveforms, frames)
         outputs: dict[int, torch.Tensor] = {}

@@ -48,9 +48,7 @@ class WhisperRunner:
             max_seconds=config.max_source_positions * frame_samples / SAMPLE_RATE,
         )
 
-    def run(
-        self, waveforms: Sequence[np.ndarray], frames: Sequence[int], layers: Sequence[int]
-    ) -> list[torch.Tensor]:
+    def run(self, waveforms: Sequence[np.ndarray], frames: Sequence[int], layers: Sequence[int]) -> list[torch.Tensor]:
         """Return for each of `layers` its raw output, (B, T, E); see `Runner.run`."""
         lengths = [self.window or count for count in frames]
         hidden_BTE = self._front_end(self._mel(waveforms, max(lengths)))
@@ -75,9 +73,9 @@ class WhisperRunner:
         if self.window:
             padding = {"padding": "max_length", "max_length": self.window * self.spec.frame_samples}
         for row, waveform in zip(mel_BMT, waveforms):
-            features = self.feature_extractor(
-                waveform, sampling_rate=SAMPLE_RATE, truncation=False, **padding
-            )["input_features"][0]
+            features = self.feature_extractor(waveform, sampling_rate=SAMPLE_RATE, truncation=False, **padding)[
+                "input_features"
+            ][0]
             row[:, : features.shape[-1]] = torch.as_tensor(features)
         return mel_BMT.to(weight.device, weight.dtype)
 

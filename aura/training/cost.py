@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -64,7 +65,8 @@ def step_cost(
         teacher: the encoder; its parameters are taken as passed once per frame.
         target_width: K, channels of a target; pairs: layer pairs.
     """
-    config = student.language_model.config
+    config: Any = student.language_model.config
+    output: Any = student.get_output_embeddings()
     frozen, trained = _linear_weights(decoder_layers(student.language_model))
     heads = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     embedding = student.audio_embedding
@@ -76,7 +78,7 @@ def step_cost(
         frozen=frozen,
         trained=trained,
         attention_width=heads * config.num_hidden_layers,
-        output=student.get_output_embeddings().weight.numel(),
+        output=output.weight.numel(),
         stem_patch=stem,
         teacher_frame=2 * sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
         head_patch=pairs * config.hidden_size * target_width,
@@ -86,7 +88,9 @@ def step_cost(
 def _linear_weights(modules: Sequence[nn.Module] | nn.Module) -> tuple[int, int]:
     """(frozen, trained) weights of the linear layers below."""
     frozen = trained = 0
-    for module in modules.modules() if isinstance(modules, nn.Module) else (m for part in modules for m in part.modules()):
+    for module in (
+        modules.modules() if isinstance(modules, nn.Module) else (m for part in modules for m in part.modules())
+    ):
         if isinstance(module, nn.Linear):
             if module.weight.requires_grad:
                 trained += module.weight.numel()
@@ -126,7 +130,8 @@ def memory_estimate(
     vectors with LoRA on all modules (our count over a Llama-type layer), or one hidden-size vector with gradient
     checkpointing.
     """
-    config = student.language_model.config
+    config: Any = student.language_model.config
+    output: Any = student.get_output_embeddings()
     frozen = sum(p.numel() for p in student.parameters()) - trained
     size = BYTES[dtype]
     per_layer = config.hidden_size if checkpointing else 10 * config.hidden_size + 4 * config.intermediate_size
@@ -135,5 +140,5 @@ def memory_estimate(
         trained=trained * 4 * ADAM_COPIES,
         teacher=teacher_bytes,
         activations=positions * config.num_hidden_layers * per_layer * size,
-        logits=answers * student.get_output_embeddings().weight.shape[0] * 4 * 2,
+        logits=answers * output.weight.shape[0] * 4 * 2,
     )

@@ -12,7 +12,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from aura.audio.patches import HOP, SAMPLE_RATE, PatchGrid
 from aura.batch.plan import CHARACTERS_PER_TOKEN, LengthEstimate, plan_batches
 from aura.config import AudioConfig, Recipe
-from aura.distill.layer_map import layer_pairs
+from aura.distill.layer_map import LayerPair, layer_pairs
 from aura.errors import AuraError, RecipeError
 from aura.references import explain_load_error, resolve
 from aura.references.known import KNOWN_SHAPES
@@ -54,7 +54,8 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         "LoRA": sum(p.numel() for n, p in student.named_parameters() if ".lora_" in n),
         "audio embedding": sum(p.numel() for p in student.audio_embedding.parameters()),
     }
-    pairs, target_width, frame_samples = (), 0, HOP * 2
+    pairs: tuple[LayerPair, ...] = ()
+    target_width, frame_samples = 0, HOP * 2
     if teacher is not None and teacher_config is not None:
         frame_samples = _frame_samples(teacher_config)
         pairs = layer_pairs(
@@ -69,9 +70,10 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     batch = _first_batch(recipe)
     cost = step_cost(student, teacher=teacher, target_width=target_width, pairs=len(pairs))
     positions = batch.items * batch.length
-    student_flops = cost.student(
-        positions=positions, length=batch.length, answers=batch.answers, patches=batch.patches
-    ) * recipe.batch.micro_batches
+    student_flops = (
+        cost.student(positions=positions, length=batch.length, answers=batch.answers, patches=batch.patches)
+        * recipe.batch.micro_batches
+    )
     frames = int(batch.seconds * SAMPLE_RATE / frame_samples)
     teacher_flops = cost.teacher(frames) * recipe.batch.micro_batches
     dtype = "float32" if recipe.student.dtype == "float32" else "bfloat16"
@@ -181,6 +183,7 @@ def _student(recipe: Recipe, text_config: Any) -> AuraForConditionalGeneration:
             layers=recipe.lora.layers,
             modules=recipe.lora.modules,
             base=recipe.student.llm,
+            gate=recipe.lora.gate,
         )
         return AuraForConditionalGeneration(config, llm)
 
@@ -225,6 +228,7 @@ def _first_batch(recipe: Recipe) -> FirstBatch:
 
 def _length_estimate(recipe: Recipe, grid: PatchGrid) -> Any:
     if recipe.student.llm in KNOWN_SHAPES:  # its tokenizer may be a download away
+
         def roughly(utterance: Any) -> int:
             text = "".join(str(message["content"]) for message in utterance.messages)
             return grid.count_seconds(utterance.seconds) + int(len(text) / CHARACTERS_PER_TOKEN)

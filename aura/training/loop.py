@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from aura.training.display import Curves, Display
 from aura.training.objective import Weights
 from aura.training.plots import plot_run
 from aura.training.run_folder import changed_fields, clear, make_folder, open_run, tidy
-from aura.training.schedule import distill_weight, make_optimizer, rate_factor, set_rate
+from aura.training.schedule import answer_weight, distill_weight, make_optimizer, rate_factor, set_rate
 from aura.training.setup import Data, Station, build_station, read_data
 from aura.training.state import Progress, RunLog, load_state, recipe_text, save_state, write_student
 from aura.training.stop import Agreement, StopWatch
@@ -89,8 +90,16 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:
         AcceleratorState._reset_state()  # an earlier run of this process had another one; accelerate keeps it for good
     accelerator = Accelerator(
-        mixed_precision=mixed, kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+        cpu=not torch.accelerator.is_available(),  # left to itself, accelerate would not join CPU processes at all
+        mixed_precision=mixed,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise TrainingError(
+            f"{started} processes were started, but {accelerator.num_processes} of them would train together on "
+            f"{accelerator.device}; start one, or choose CPUs with ACCELERATE_USE_CPU=1"
+        )
     if recipe.batch.micro_batches % accelerator.num_processes:
         raise RecipeError(
             f"batch.micro_batches is {recipe.batch.micro_batches} on {accelerator.num_processes} processes; expected a "
@@ -217,6 +226,7 @@ class _Run:
         weights = Weights(
             distill=distill_weight(progress.step, recipe.run.steps, recipe.distill),
             kl=recipe.distill.response_kl,
+            answer=answer_weight(progress.step, recipe.run.steps, recipe.distill),
             answer_tokens=max(1, int(counts[0])),
             patches=max(1, int(counts[1])),
         )
@@ -260,7 +270,11 @@ class _Run:
         if progress.bad_in_a_row < self.recipe.optim.max_bad_steps:
             return
         self._save()  # the weights of the last good step
-        advice = "Lower --optim.learning_rate or use --run.mixed_precision no" if readable else "Check the data with: aura data check"
+        advice = (
+            "Lower --optim.learning_rate or use --run.mixed_precision no"
+            if readable
+            else "Check the data with: aura data check"
+        )
         raise TrainingError(
             f"{progress.bad_in_a_row} steps in a row were skipped: {what}. The weights of the last good step are in "
             f"{self.run / 'checkpoints'}. {advice}, then go on with --resume"
@@ -269,7 +283,9 @@ class _Run:
     def _seed(self, number: int) -> None:
         """Dropout of a micro-batch depends on the seed and its place in the plan, not on processes or on a resume."""
         if self.recipe.lora.dropout:
-            place = self.progress.micro_batches + number * self.accelerator.num_processes + self.accelerator.process_index
+            place = (
+                self.progress.micro_batches + number * self.accelerator.num_processes + self.accelerator.process_index
+            )
             torch.manual_seed(int(np.random.default_rng([self.recipe.run.seed, place]).integers(2**63)))
 
     def _maybe_no_sync(self, synchronise: bool) -> Any:
@@ -277,12 +293,9 @@ class _Run:
 
     def _counts(self, group: Sequence[Batch]) -> torch.Tensor:
         """(answer tokens, patches, audio seconds, positions) of the step, over all processes."""
-        audio = self.station.processor.audio_token_id
+        audio: Any = self.station.processor.audio_token_id
         mine = torch.tensor(
-            [
-                [b.answer_tokens, int((b.input_ids == audio).sum()), b.audio_seconds, b.input_ids.numel()]
-                for b in group
-            ],
+            [[b.answer_tokens, torch.eq(b.input_ids, audio).sum().item(), b.audio_seconds, b.input_ids.numel()] for b in group],
             dtype=torch.float64,
         ).sum(0)
         if self.accelerator.num_processes == 1:
@@ -307,9 +320,9 @@ class _Run:
     def _evaluate(self) -> Validation | None:
         """Validation on the main process; the others wait."""
         result = None
+        self.progress.evaluated = self.progress.step
         if self.accelerator.is_main_process and self.valid:
             result = validate(self.objective, self.station.processor, self.station.targets, self.valid, self.recipe)
-            self.progress.evaluated = self.progress.step
             self._record({"kind": "valid", "step": self.progress.step, **result.scores, **self._pairs(result.cosines)})
             self.display.say(
                 f"  held out ({len(self.valid)}): "
@@ -354,7 +367,9 @@ class _Run:
         except MissingExtraError as error:  # the weights are worth more than the picture
             self.display.say(str(error))
         except OSError as error:
-            raise TrainingError(f"the plots of {self.run} cannot be written: {error}. Free some space, then --resume") from error
+            raise TrainingError(
+                f"the plots of {self.run} cannot be written: {error}. Free some space, then --resume"
+            ) from error
 
     def _finish(self, stopped: Agreement | None) -> RunResult:
         progress, run = self.progress, self.run
@@ -369,6 +384,7 @@ class _Run:
             if self.accelerator.is_main_process:
                 self._deliver(checkpoint)
                 self._plot()
+            self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         return RunResult(run=run, checkpoint=checkpoint, progress=progress, finished=number is None, signal=number)
 
@@ -388,7 +404,9 @@ class _Run:
         for reason, count in self.data.dropped.items():
             say(f"left out {count} row(s): {reason}")
         rows = f"{len(self.data.train)} utterances" if isinstance(self.data.train, Sequence) else "a stream"
-        say(f"training on {rows}, {len(self.valid)} held out; {trainable / 1e6:.1f}M of {total / 1e6:.1f}M weights learn")
+        say(
+            f"training on {rows}, {len(self.valid)} held out; {trainable / 1e6:.1f}M of {total / 1e6:.1f}M weights learn"
+        )
         if newest is not None:
             say(f"resumed from {newest} at step {self.progress.step}")
         for change in changes:

@@ -25,6 +25,7 @@ class Weights:
     Args:
         distill: lambda.
         kl: weight of the response KL.
+        answer: weight of the answer's cross entropy (and of the KL), 0 while the distillation has its head start.
         answer_tokens, patches: of the whole optimiser step, over all micro-batches and processes.
     """
 
@@ -32,6 +33,7 @@ class Weights:
     kl: float
     answer_tokens: int
     patches: int
+    answer: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class Objective(nn.Module):
         logits_NV, labels_N = self._answers(hidden_BSD, batch)
         zero = logits_NV.new_zeros((), dtype=torch.float32)
         cross_entropy = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
-        total = cross_entropy / weights.answer_tokens
+        total = weights.answer * cross_entropy / weights.answer_tokens
         distances = zero.new_zeros(len(layers))
         if targets_LPK is not None and self.heads is not None:
             distances = self.heads([captured[layer][is_audio_BS] for layer in layers], targets_LPK)
@@ -97,13 +99,11 @@ class Objective(nn.Module):
         kl = zero
         if weights.kl and batch.text is not None:
             kl = response_kl(logits_NV, self._text_teacher(batch.text))
-            total = total + weights.kl * kl / weights.answer_tokens
+            total = total + weights.answer * weights.kl * kl / weights.answer_tokens
         if not bool(is_audio_BS.any()):
             # Nothing of the adapter took part; a distributed wrapper still waits for every gradient.
             total = total + 0.0 * sum(parameter.sum() for parameter in self.trainable().values())
-        return Losses(
-            total=total, cross_entropy=cross_entropy.detach(), distances=distances.detach(), kl=kl.detach()
-        )
+        return Losses(total=total, cross_entropy=cross_entropy.detach(), distances=distances.detach(), kl=kl.detach())
 
     @torch.no_grad()
     def audio_states(self, batch: Batch) -> list[torch.Tensor]:

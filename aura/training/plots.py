@@ -40,10 +40,18 @@ def _losses(train: list[dict[str, Any]], valid: list[dict[str, Any]]) -> Any:
     if any(row.get("distance") is not None for row in train):
         left.plot(steps, [row.get("distance") for row in train], color=COLOURS[1], label="1 - cosine, training")
     if valid:
-        left.plot([r["step"] for r in valid], [r["loss"] for r in valid], "o--", color=COLOURS[0], label="cross entropy, held out")
+        left.plot(
+            [r["step"] for r in valid],
+            [r["loss"] for r in valid],
+            "o--",
+            color=COLOURS[0],
+            label="cross entropy, held out",
+        )
     left.set(xlabel="optimiser step", ylabel="nats per answer token, 1 - cosine", title="Loss", ylim=(0, None))
     left.legend(frameon=False)
-    for colour, name, label in zip(COLOURS[1:], ("accuracy", "wer", "cosine"), ("exact match", "word error rate", "cosine to teacher"), strict=True):
+    for colour, name, label in zip(
+        COLOURS[1:], ("accuracy", "wer", "cosine"), ("exact match", "word error rate", "cosine to teacher"), strict=True
+    ):
         points = [(r["step"], r[name]) for r in valid if r.get(name) is not None]
         if points:
             right.plot(*zip(*points, strict=True), "o-", color=colour, label=label)

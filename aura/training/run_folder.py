@@ -1,12 +1,12 @@
 """The folder of a run: free to start in or to resume from, cleared, and the checkpoint it delivers.
 
-    runs/x/
-      recipe.yaml                 resolved recipe
-      log.jsonl                   one row per logged step and evaluation
-      checkpoints/step-000200/    student checkpoint + training.safetensors + training.json
-      best/                       student checkpoint with the best validation score
-      checkpoint/                 what the run delivers: the best, or the last without validation
-      loss.png, layers.png, tensorboard/
+runs/x/
+  recipe.yaml                 resolved recipe
+  log.jsonl                   one row per logged step and evaluation
+  checkpoints/step-000200/    student checkpoint + training.safetensors + training.json
+  best/                       student checkpoint with the best validation score
+  checkpoint/                 what the run delivers: the best, or the last without validation
+  loss.png, layers.png, tensorboard/
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def make_folder(run: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise TrainingError(f"the run folder {run} cannot be written: {error}. Choose another with --run.out") from error
+        raise TrainingError(
+            f"the run folder {run} cannot be written: {error}. Choose another with --run.out"
+        ) from error
 
 
 def clear(run: Path) -> None:
@@ -101,7 +103,9 @@ def changed_fields(checkpoint: Path, recipe: Recipe) -> list[str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{checkpoint / RECIPE} cannot be read: {' '.join(str(error).split())[:200]}") from error
     before, now = _flat(saved), _flat(as_tree(recipe))
-    changed = {name: f"{name} {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]}
+    changed = {
+        name: f"{name} {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]
+    }
     fixed = [text for name, text in changed.items() if name.startswith(FIXED) and name not in FREE]
     if fixed:
         raise CheckpointError(

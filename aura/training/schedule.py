@@ -12,24 +12,23 @@ from aura.config import DistillConfig, OptimConfig
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, the audio embedding with its own rate if the recipe gives one."""
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    """AdamW with a rate for LoRA, one for the audio embedding and one for the heads; decay on matrices only."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        groups.setdefault(("audio_embedding" in name, parameter.dim() > 1), []).append(parameter)
-    peak = config.learning_rate
-    own = config.embedding_learning_rate if config.embedding_learning_rate is not None else peak
+        groups.setdefault((_peak(name, config), parameter.dim() > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {
-                "params": members,
-                "lr": own if is_embedding else peak,
-                "peak": own if is_embedding else peak,
-                "weight_decay": config.weight_decay if is_matrix else 0.0,
-            }
-            for (is_embedding, is_matrix), members in groups.items()
+            {"params": members, "lr": peak, "peak": peak, "weight_decay": config.weight_decay if is_matrix else 0.0}
+            for (peak, is_matrix), members in groups.items()
         ],
         betas=config.betas,
     )
+
+
+def _peak(name: str, config: OptimConfig) -> float:
+    if "audio_embedding" in name:
+        return config.embedding_learning_rate
+    return config.head_learning_rate if name.startswith("heads.") else config.learning_rate
 
 
 def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
@@ -46,6 +45,14 @@ def rate_factor(step: int, steps: int, config: OptimConfig) -> float:
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
+
+
+def answer_weight(step: int, steps: int, config: DistillConfig) -> float:
+    """Weight of the answer's loss: 0 during the head start, then up to 1 over as many steps again."""
+    head_start = config.head_start * steps
+    if not head_start:
+        return 1.0
+    return min(1.0, max(0.0, (step - head_start) / head_start))
 
 
 def distill_weight(step: int, steps: int, config: DistillConfig) -> float:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from aura.audio.patches import SAMPLE_RATE, PatchGrid
-from aura.audio.patches import SAMPLE_RATE
 from aura.batch.collate import Example, collate
 from aura.batch.loader import load_example
 from aura.config import DataConfig, Recipe
@@ -160,7 +159,7 @@ def build_station(recipe: Recipe, train: Any, *, calibrate: bool = True, device:
     )
     if recipe.student.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    student.to(device)
+    student.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
     if recipe.teacher.encoder is None:
         return Station(student=student, processor=processor, objective=Objective(student), targets=None)
     teacher = Teacher.load(
@@ -192,36 +191,49 @@ def build_station(recipe: Recipe, train: Any, *, calibrate: bool = True, device:
 
 
 def check_window(recipe: Recipe, train: Any, limit: float) -> None:
-    """Refuse rows beyond the teacher's window before the first step, not at the first such batch.
+    """Refuse, before the first step, rows that the teacher could not hear in a later one.
+
+    Args:
+        train: utterances; a stream is taken to hold rows of up to `data.max_seconds`.
+        limit: seconds the teacher hears at most.
 
     Raises:
-        DataError: naming a row, its length and the window.
+        DataError: naming the longest row, its length, slowed down where augmentation does so, and the window.
     """
-    if recipe.teacher.pad_to_30s or not isinstance(train, Sequence):
-        longest_allowed = recipe.data.max_seconds
-        if longest_allowed > limit:
-            raise DataError(
-                f"data.max_seconds is {longest_allowed:g}, but the teacher hears at most {limit:g} s; set --data.max_seconds {limit:g}"
-            )
-        return
-    for utterance in train:
-        for part in utterance.audio:
-            if part.measure() > limit:
-                raise DataError(
-                    f"{utterance.id} lasts {part.measure():.1f} s; the teacher hears at most {limit:g} s. Split the row, or drop "
-                    f"rows that long with --data.max_seconds {limit:g}"
-                )
+    name, longest = "data.max_seconds", recipe.data.max_seconds
+    if isinstance(train, Sequence):
+        name, longest = max(((u.id, part.measure()) for u in train for part in u.audio), key=lambda found: found[1])
+    grid = PatchGrid(patch_frames=recipe.audio.patch_frames)
+    slowest = min(1.0, recipe.augment.speed[0]) if recipe.augment.speed_probability else 1.0
+    heard = grid.count_seconds(longest / slowest) * grid.patch_samples / SAMPLE_RATE
+    if heard > limit:
+        patches = int(limit * grid.patches_per_second) - (slowest < 1.0)
+        allowed = int(patches / grid.patches_per_second * slowest * 10) / 10
+        slowed = f" ({heard:.1f} s at the lowest augment.speed, {slowest:g})" if slowest < 1.0 else ""
+        raise DataError(
+            f"{name} lasts {longest:.1f} s{slowed}; the teacher hears at most {limit:g} s. Split the row, or drop rows that "
+            f"long with --data.max_seconds {allowed:g}"
+        )
 
 
 @torch.no_grad()
 def calibrate_heads(
-    objective: Objective, targets: TargetMaker, utterances: Iterator[Utterance], processor: AuraProcessor, recipe: Recipe
+    objective: Objective,
+    targets: TargetMaker,
+    utterances: Iterator[Utterance],
+    processor: AuraProcessor,
+    recipe: Recipe,
 ) -> None:
     """One pass over some training speech: statistics of the targets, then the heads' start from the untrained student."""
     examples: list[Example] = []
     heard = 0.0
     for utterance in utterances:
-        example = load_example(utterance)
+        try:
+            example = load_example(utterance)
+        except AudioError:
+            if not recipe.data.skip_bad:
+                raise
+            continue
         if example.waveforms:
             examples.append(example)
             heard += sum(len(w) for w in example.waveforms) / SAMPLE_RATE

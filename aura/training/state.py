@@ -102,8 +102,12 @@ def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimi
     except Exception as error:  # safetensors, json and the file system each raise their own types
         raise CheckpointError(f"{folder} cannot be resumed from: {' '.join(str(error).split())[:200]}") from error
     names = objective.trainable()
-    wanted = {f"weight/{name}" for name in names} | {f"buffer/{name}" for name, _ in objective.named_buffers() if "heads" in name}
-    check_fingerprint(expected, objective.student.language_model, checkpoint=str(folder), llm=objective.student.config.base_model)
+    wanted = {f"weight/{name}" for name in names} | {
+        f"buffer/{name}" for name, _ in objective.named_buffers() if "heads" in name
+    }
+    check_fingerprint(
+        expected, objective.student.language_model, checkpoint=str(folder), llm=objective.student.config.base_model
+    )
     missing = wanted ^ {name for name in tensors if name.startswith(("weight/", "buffer/"))}
     wrong = [n for n in names if f"weight/{n}" in tensors and tensors[f"weight/{n}"].shape != names[n].shape]
     if missing or wrong:
@@ -118,7 +122,9 @@ def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimi
             if f"buffer/{name}" in tensors:
                 buffer.copy_(tensors[f"buffer/{name}"])
     for name, parameter in names.items():
-        moments = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors}
+        moments = {
+            key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}/{name}" in tensors
+        }
         if moments:
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in moments.items()

@@ -69,7 +69,9 @@ def validate(
     scores: dict[str, float | None] = {"loss": loss, **score(recipe.run.eval_task, utterances, texts)}
     if cosines:
         scores["cosine"] = float(np.mean(cosines))
-    samples = [(u.answer, text) for u, text in list(zip(utterances, texts, strict=True))[:: max(1, len(texts) // SHOWN)]]
+    samples = [
+        (u.answer, text) for u, text in list(zip(utterances, texts, strict=True))[:: max(1, len(texts) // SHOWN)]
+    ]
     return Validation(scores=scores, cosines=cosines, samples=samples[:SHOWN])
 
 
@@ -110,7 +112,9 @@ def _losses(
         # unreadable rows raise here: validation must not shrink in silence
         batch = loader.load([PlannedItem(utterance=utterances[i], epoch=0, index=i) for i in members])
         batch = batch.to(objective.student.device)
-        made = targets(batch.waveforms, objective.heads) if targets is not None and objective.heads is not None else None
+        made = (
+            targets(batch.waveforms, objective.heads) if targets is not None and objective.heads is not None else None
+        )
         weights = Weights(distill=1.0, kl=0.0, answer_tokens=1, patches=1)
         losses: Losses = objective(batch, made, weights)
         cross_entropy += float(losses.cross_entropy)

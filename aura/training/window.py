@@ -72,5 +72,9 @@ class Window:
         }
         if self.pairs:
             distances = [value / patches for value in self.sums[2:]]
-            row |= {"distance": sum(distances) / len(distances), "cosines": [1 - d for d in distances], "pairs": self.pairs}
+            row |= {
+                "distance": sum(distances) / len(distances),
+                "cosines": [1 - d for d in distances],
+                "pairs": self.pairs,
+            }
         return row
