@@ -118,7 +118,9 @@ class DistillConfig:
 
     weight: float = option(1.0, "lambda: weight of the mean layer loss")
     final_weight: float | None = option(None, "lambda at the last step (linear schedule); constant when null")
-    head_start: float = option(0.0, "share of the run in which distillation works alone before the answer's loss sets in")
+    head_start: float = option(
+        0.0, "share of the run in which distillation works alone before the answer's loss sets in"
+    )
     student_layers: int | None = option(
         None, "teacher layers are spread over the first N student layers; two thirds of them when null"
     )
@@ -168,7 +170,9 @@ class OptimConfig:
     """AdamW with warm-up and decay."""
 
     learning_rate: float = option(1e-3, "peak learning rate of LoRA")
-    embedding_learning_rate: float = option(1e-4, "peak of the audio embedding, which starts from the teacher's weights")
+    embedding_learning_rate: float = option(
+        1e-4, "peak of the audio embedding, which starts from the teacher's weights"
+    )
     head_learning_rate: float = option(1e-4, "peak of the distillation heads, which start from a regression")
     weight_decay: float = option(0.0, "decoupled weight decay on matrices")
     betas: tuple[float, float] = option((0.9, 0.98), "AdamW betas")

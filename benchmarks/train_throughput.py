@@ -2,9 +2,9 @@
 
     python benchmarks/train_throughput.py [--recipe FILE] [--steps 8] [--out FOLDER]
 
-Peer in the same run: torch's own matrix product, at its best size and at the sizes of the LLM. Clips of 2 to 15 s (uniform) of noise-like
-signal with answers of read speech's length: the arithmetic does not depend on what is said. Prints a table of where the time
-goes and writes `train_throughput.json` and a bar plot.
+Peer in the same run: torch's own large matrix product. Clips of 2 to 15 s (uniform) of noise with answers of read speech's
+length: the arithmetic does not depend on what is said. Prints a table of where the time goes and writes
+`train_throughput.json` and a bar plot.
 """
 
 from __future__ import annotations
@@ -179,7 +179,24 @@ def make_clips(folder: Path) -> Path:
         return manifest
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "many", "people", "watch", "from", "their", "windows"]
+    words = ("people", "watch", "the", "quick", "fox", "jump", "over", "lazy", "dogs", "from", "their", "windows")
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "many",
+        "people",
+        "watch",
+        "from",
+        "their",
+        "windows",
+    ]
     rows = []
     for number in range(CLIPS):
         seconds = rng.uniform(*SECONDS)
@@ -200,10 +217,10 @@ def show(result: dict[str, Any]) -> None:
         print(f"{name:20} {seconds:8.3f} {seconds / total:7.1%}")
     matmul = result["matmul_gflop_per_second"]
     print(
-        f"\n{result['audio_seconds_per_second']:.2f} audio-seconds per second, {result['positions_per_second']:.0f} positions/s "
-        f"({result['padding_share']:.1%} padding), {result['gflop_per_position']:.2f} GFLOP a position\n"
-        f"{result['model_gflop_per_second']:.1f} GFLOP/s in the model; matmul {matmul['before']:.0f} before, {matmul['after']:.0f} after\n"
-        f"utilisation {result['utilisation']:.2f} (aim on two cores: 0.6)"
+        f"\n{result['audio_seconds_per_second']:.2f} audio-seconds per second, {result['positions_per_second']:.0f} "
+        f"positions/s ({result['padding_share']:.1%} padding), {result['gflop_per_position']:.2f} GFLOP a position\n"
+        f"{result['model_gflop_per_second']:.1f} GFLOP/s in the model; matrix product {matmul['before']:.0f} before, "
+        f"{matmul['after']:.0f} after\nutilisation {result['utilisation']:.2f} (aim on two cores: 0.6)"
     )
 
 

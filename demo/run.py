@@ -36,6 +36,8 @@ def main() -> int:
 
 def demo(*, resume: bool) -> int:
     """Before, training, after; returns the exit status."""
+    from transformers.utils import logging
+
     import aura
     from aura.config import read_recipe
     from aura.data.manifest import read_utterances
@@ -43,6 +45,7 @@ def demo(*, resume: bool) -> int:
     from aura.inference.engine import Engine
     from aura.training.loop import train
 
+    logging.disable_progress_bar()
     started = time.monotonic()
     recipe = read_recipe(RECIPE)
     held_out = list(read_utterances(HELD_OUT))
@@ -62,7 +65,7 @@ def demo(*, resume: bool) -> int:
     )
     times["before"] = time.monotonic() - clock
 
-    speakers = sorted({u.speaker or "" for u in read_utterances(recipe.data.train[0])})
+    speakers = {u.speaker for source in recipe.data.train for u in read_utterances(source)}
     say(f"2/3  Training on {len(speakers)} speakers; {held_out[0].speaker} is not among them.")
     clock = time.monotonic()
     result = train(recipe, resume=resume, overwrite=not resume)

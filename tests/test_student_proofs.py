@@ -19,8 +19,8 @@ from transformers import DynamicCache
 
 from aura.batch.collate import Batch, Example, collate
 from aura.batch.prompt import IGNORE
-from aura.errors import ModelError
 from aura.config import LINEAR_MODULES
+from aura.errors import ModelError
 from aura.student.gate import GATE_KEY
 from aura.student.model import AUDIO_TYPE_ID
 

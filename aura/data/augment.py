@@ -91,7 +91,9 @@ class AugmentConfig:
             if len(pair) != 2 or not pair[0] <= pair[1]:
                 problems.append(f"{field}={pair!r}, expected (lowest, highest)")
         if self.level_db is not None and not self.level_db[0] <= self.level_db[1] <= 0.0:
-            problems.append(f"level_db={self.level_db!r}, expected (lowest, highest) in dB below full scale, such as (-40, -15)")
+            problems.append(
+                f"level_db={self.level_db!r}, expected (lowest, highest) in dB below full scale, such as (-40, -15)"
+            )
         if min(self.speed) < 0.5 or max(self.speed) > 2.0:
             problems.append(f"speed={self.speed!r}, expected factors from 0.5 to 2")
         return problems

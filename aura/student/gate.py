@@ -73,8 +73,8 @@ def decoder_layers(language_model: Any) -> nn.ModuleList:
 def attach_gate(language_model: nn.Module) -> None:
     """Put the position gate on every LoRA module below `language_model`; needed after every load of an adapter."""
     layer: Any
-    layer: Any
-    for layer in decoder_layers(language_model):
+    layers: Any = decoder_layers(language_model)
+    for layer in layers:
         state = getattr(layer, "aura_gate", None)
         if state is None:
             state = layer.aura_gate = GateState()

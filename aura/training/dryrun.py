@@ -87,6 +87,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         checkpointing=recipe.student.gradient_checkpointing,
     )
     total = sum(p.numel() for p in student.parameters())
+    heard = max(1e-9, batch.seconds * recipe.batch.micro_batches)
     return {
         "llm": f"{recipe.student.llm}: {_millions(total - trained['LoRA'] - trained['audio embedding'])} weights{llm_note}",
         "teacher": f"{recipe.teacher.encoder}: {_millions(sum(p.numel() for p in teacher.parameters()))} weights{teacher_note}"
@@ -103,7 +104,7 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         f"{batch.answers} answer tokens, {batch.seconds:.0f} s of audio{batch.note}",
         "FLOP per step": f"{(student_flops + teacher_flops) / 1e12:.3g} TFLOP ({student_flops / 1e12:.3g} student, "
         f"{teacher_flops / 1e12:.3g} teacher), {recipe.batch.micro_batches} micro-batch(es)",
-        "FLOP per second of audio": f"{(student_flops + teacher_flops) / max(1e-9, batch.seconds * recipe.batch.micro_batches) / 1e9:.3g} GFLOP",
+        "FLOP per second of audio": f"{(student_flops + teacher_flops) / heard / 1e9:.3g} GFLOP",
         "memory": f"{memory.total / 2**30:.1f} GiB (LLM {memory.weights / 2**30:.1f}, trained x4 {memory.trained / 2**30:.1f}, "
         f"teacher {memory.teacher / 2**30:.1f}, activations ~{memory.activations / 2**30:.1f}, logits {memory.logits / 2**30:.1f})",
     }

@@ -295,7 +295,10 @@ class _Run:
         """(answer tokens, patches, audio seconds, positions) of the step, over all processes."""
         audio: Any = self.station.processor.audio_token_id
         mine = torch.tensor(
-            [[b.answer_tokens, torch.eq(b.input_ids, audio).sum().item(), b.audio_seconds, b.input_ids.numel()] for b in group],
+            [
+                [b.answer_tokens, torch.eq(b.input_ids, audio).sum().item(), b.audio_seconds, b.input_ids.numel()]
+                for b in group
+            ],
             dtype=torch.float64,
         ).sum(0)
         if self.accelerator.num_processes == 1:
