@@ -19,7 +19,7 @@ RECIPE = "demo/recipe.yaml"
 HELD_OUT = "demo/data/held_out.jsonl"
 OUT = Path("runs/demo")
 TARGET = 0.9  # exact match on the held-out speaker
-FULL = "recipes/hear-270m.yaml"
+FULL = "recipes/transcribe-270m.yaml"
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     options = parser.parse_args()
     os.chdir(ROOT)
     if options.full:
-        print(f"The real thing, hours rather than minutes:\n  aura train --recipe {FULL} --data.root FOLDER_OF_SPEECH")
+        print(f"The real thing, hours rather than minutes:\n  aura train --recipe {FULL} --data.train YOURS.jsonl --data.valid HELD_OUT.jsonl")
         return 0
     return demo(resume=options.resume)
 

@@ -157,7 +157,9 @@ def test_resume_without_a_checkpoint_starts(folder: Path, tmp_path: Path) -> Non
     assert_same_run(tmp_path / "run", uninterrupted(folder, "plain"))
 
 
-def test_a_longer_run_goes_on_from_a_finished_one(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_longer_run_goes_on_from_a_finished_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     train(recipe_for(folder, out, {}))
     result = train(recipe_for(folder, out, {"run.steps": 8}), resume=True)
@@ -181,7 +183,9 @@ def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aura.training.stop.time", Clock())
 
 
-def test_max_minutes_ends_the_run_with_a_checkpoint(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_minutes_ends_the_run_with_a_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow_clock(monkeypatch)
     recipe = recipe_for(folder, tmp_path, {"run.max_minutes": 3.5, "run.steps": 100, "optim.warmup_steps": 0})
     result = train(recipe)
@@ -280,7 +284,7 @@ def test_full_disk_while_saving_leaves_the_checkpoints_before(
 
     def full(tensors: Any, path: Path) -> None:
         if "step-000004" in str(path):
-            write({name: tensor for name, tensor in list(tensors.items())[:3]}, path)  # what still fitted
+            write(dict(list(tensors.items())[:3]), path)  # what still fitted
             raise OSError(28, "No space left on device")
         write(tensors, path)
 
@@ -326,7 +330,9 @@ def resumable(folder: Path) -> Path:
 def test_another_recipe_is_refused_and_the_runs_own_is_kept(
     folder: Path, resumable: Path, change: dict[str, Any], named: str
 ) -> None:
-    kept = {path: path.read_bytes() for path in resumable.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
+    kept = {
+        path: path.read_bytes() for path in resumable.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    }
     with pytest.raises(CheckpointError, match="another recipe") as caught:
         train(recipe_for(folder, resumable, change), resume=True)
     assert named in str(caught.value) and "--overwrite" in str(caught.value)

@@ -73,12 +73,25 @@ def assert_delivers(checkpoint: Path, weights: dict[str, torch.Tensor]) -> None:
 # --- a whole run ------------------------------------------------------------------------------------------
 
 
-def test_a_run_folder_holds_all_that_is_promised(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_holds_all_that_is_promised(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "deep" / "run"
-    recipe = with_valid(folder, out, {"run.eval_every": 2, "run.save_every": 2, "run.best_metric": "loss", "run.name": "named"})
+    recipe = with_valid(
+        folder, out, {"run.eval_every": 2, "run.save_every": 2, "run.best_metric": "loss", "run.name": "named"}
+    )
     result = train(recipe)
     assert result.finished and result.checkpoint == out / "checkpoint"
-    expected = {"recipe.yaml", "log.jsonl", "checkpoints", "best", "checkpoint", "loss.png", "layers.png", "tensorboard"}
+    expected = {
+        "recipe.yaml",
+        "log.jsonl",
+        "checkpoints",
+        "best",
+        "checkpoint",
+        "loss.png",
+        "layers.png",
+        "tensorboard",
+    }
     assert {path.name for path in out.iterdir()} == expected
     for name in ("loss.png", "layers.png"):
         assert (out / name).read_bytes().startswith(PNG) and (out / name).stat().st_size > 5_000
@@ -92,7 +105,9 @@ def test_a_run_folder_holds_all_that_is_promised(folder: Path, tmp_path: Path, c
     pickles = [path for path in out.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
     assert not pickles and not list(out.rglob(".*"))
     card = (out / "checkpoint" / "README.md").read_text()
-    assert yaml.safe_load(card.split("---")[1])["library_name"] == "aura-lora" and "# named" in card and "| loss |" in card
+    assert (
+        yaml.safe_load(card.split("---")[1])["library_name"] == "aura-lora" and "# named" in card and "| loss |" in card
+    )
 
     rows = read_log(out / "log.jsonl")
     assert [(row["kind"], row["step"]) for row in rows] == [
@@ -193,7 +208,9 @@ def test_an_existing_run_is_not_touched(folder: Path, tmp_path: Path, no_picture
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_overwrite_starts_anew_and_leaves_nothing_of_the_old_run(folder: Path, tmp_path: Path, no_pictures: None) -> None:
+def test_overwrite_starts_anew_and_leaves_nothing_of_the_old_run(
+    folder: Path, tmp_path: Path, no_pictures: None
+) -> None:
     train(with_valid(folder, tmp_path, {"run.best_metric": "loss", "run.eval_every": 1}))
     train(recipe_for(folder, tmp_path, {"run.steps": 3, "run.seed": 5}), overwrite=True)
     assert not (tmp_path / "best").exists()  # without validation nothing chose; the old best is another run's
@@ -281,7 +298,9 @@ def loaded_by(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     return seen
 
 
-def test_validation_is_never_trained_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
+def test_validation_is_never_trained_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
+) -> None:
     heard: list[str] = []
     load = Utterance.__dict__["answer"].fget
     monkeypatch.setattr(Utterance, "answer", property(lambda self: heard.append(self.id) or load(self)))
@@ -291,7 +310,9 @@ def test_validation_is_never_trained_on(folder: Path, tmp_path: Path, monkeypatc
     assert set(heard) == seen["train"] | seen["valid"]
 
 
-def test_evaluation_takes_evenly_spread_rows(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
+def test_evaluation_takes_evenly_spread_rows(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
+) -> None:
     seen = loaded_by(monkeypatch)
     tiny.tiny_recipe(folder)
     every_row = {"data.valid": [str(folder / "data" / "train.jsonl")], "run.eval_items": 3, "run.steps": 1}
@@ -308,7 +329,12 @@ def test_rows_that_are_too_long_too_short_or_silent_are_counted(
     rows[3]["transcript"] = ""
     rows[1]["audio"] = "gone.wav"
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{not json\n")
-    fields = {"data.train": [str(data / "train.jsonl")], "data.min_seconds": 0.31, "data.max_seconds": 0.5, "data.skip_bad": True}
+    fields = {
+        "data.train": [str(data / "train.jsonl")],
+        "data.min_seconds": 0.31,
+        "data.max_seconds": 0.5,
+        "data.skip_bad": True,
+    }
     recipe = recipe_for(folder, tmp_path / "run", {**fields, "run.steps": 1})
     found = read_data(recipe)
     lengths = [u.seconds for u in found.train]

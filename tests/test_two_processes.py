@@ -83,7 +83,9 @@ def alone(folder: Path) -> Path:
 
 
 def recipe_for(folder: Path, out: Path, fields: dict[str, Any]) -> Any:
-    return tiny.tiny_recipe(folder, {"run.out": str(out), "data.valid": [str(folder / "data" / "valid.jsonl")], **fields})
+    return tiny.tiny_recipe(
+        folder, {"run.out": str(out), "data.valid": [str(folder / "data" / "valid.jsonl")], **fields}
+    )
 
 
 def launch(folder: Path, out: Path, fields: dict[str, Any], launcher: str = "torchrun", *arguments: str) -> list[str]:
@@ -110,7 +112,9 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert mine.keys() == other.keys()
     for name, tensor in other.items():
         if name.startswith("weight/"):
-            torch.testing.assert_close(mine[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                mine[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_two_processes_equal_one(folder: Path, alone: Path, tmp_path: Path) -> None:

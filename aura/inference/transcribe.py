@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from aura.batch.collate import Example
 from aura.batch.prompt import user_message
@@ -14,12 +14,20 @@ from aura.inference.generate import Generation
 from aura.inference.messages import rereadable
 from aura.inference.stitch import drop_overlap
 from aura.inference.windows import OVERLAP, WINDOW, Window, check_window, read_windows
-
-if TYPE_CHECKING:
-    from aura.inference.engine import Engine
+from aura.student.model import AuraForConditionalGeneration
+from aura.student.processor import AuraProcessor
 
 MAX_NEW_TOKENS = 256  # per window: 30 s of fast English are about 200
 BATCHES_AHEAD = 8  # batches' worth of windows held in memory, so that like lengths can be batched
+
+
+class Listener(Protocol):
+    """What transcription needs of an engine."""
+
+    model: AuraForConditionalGeneration
+    processor: AuraProcessor
+
+    def generate(self, examples: Sequence[Example], *, max_new_tokens: int, batch_tokens: int) -> list[Generation]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +73,7 @@ class _Heard:
 
 
 def transcribe_each(
-    engine: Engine,
+    engine: Listener,
     sources: Sequence[Any],
     *,
     prompt: str | None = None,

@@ -388,6 +388,10 @@ class _Run:
                 self._deliver(checkpoint)
                 self._plot()
             self.accelerator.wait_for_everyone()
+        # The wrapper first: were it the last to let go of the process group, its destructor would hold the interpreter's
+        # lock and wait for a thread that needs it.
+        self.wrapped = None
+        self.accelerator.free_memory()
         self.accelerator.end_training()
         return RunResult(run=run, checkpoint=checkpoint, progress=progress, finished=number is None, signal=number)
 
