@@ -29,7 +29,9 @@ def main() -> int:
     options = parser.parse_args()
     os.chdir(ROOT)
     if options.full:
-        print(f"The real thing, hours rather than minutes:\n  aura train --recipe {FULL} --data.train YOURS.jsonl --data.valid HELD_OUT.jsonl")
+        print(
+            f"The real thing, hours rather than minutes:\n  aura train --recipe {FULL} --data.train YOURS.jsonl --data.valid HELD_OUT.jsonl"
+        )
         return 0
     return demo(resume=options.resume)
 

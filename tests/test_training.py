@@ -212,7 +212,7 @@ def test_weight_of_the_distillation_over_the_steps() -> None:
 
 def test_weight_scales_the_gradient_of_the_distillation_alone(folder: Path) -> None:
     station, data = build(folder)
-    batch = batch_of(station, list(data.train)[:3])
+    batch = batch_of(station, list(data.train)[:3], text_teacher=True)
     found = []
     for weight in (0.0, 1.0, 2.0):
         losses_of(station, batch, distill=weight, answer_tokens=7, patches=9).total.backward()
