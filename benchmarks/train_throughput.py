@@ -180,23 +180,6 @@ def make_clips(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     words = ("people", "watch", "the", "quick", "fox", "jump", "over", "lazy", "dogs", "from", "their", "windows")
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "a",
-        "lazy",
-        "dog",
-        "while",
-        "many",
-        "people",
-        "watch",
-        "from",
-        "their",
-        "windows",
-    ]
     rows = []
     for number in range(CLIPS):
         seconds = rng.uniform(*SECONDS)

@@ -37,7 +37,7 @@ def test_the_papers_size_without_weights() -> None:
 
 
 def test_wrong_front_end_is_named() -> None:
-    with pytest.raises(RecipeError, match="audio.n_mels: 128 and audio.stem_width: 1280"):
+    with pytest.raises(RecipeError, match=r"audio\.n_mels: 128 and audio\.stem_width: 1280"):
         dry_run(read_recipe(PAPER, {"audio.n_mels": 80, "audio.stem_width": 512}))
 
 
