@@ -29,9 +29,8 @@ def main() -> int:
     options = parser.parse_args()
     os.chdir(ROOT)
     if options.full:
-        print(
-            f"The real thing, hours rather than minutes:\n  aura train --recipe {FULL} --data.train YOURS.jsonl --data.valid HELD_OUT.jsonl"
-        )
+        command = f"aura train --recipe {FULL} --data.train YOURS.jsonl --data.valid HELD_OUT.jsonl"
+        print(f"The real thing, hours rather than minutes:\n  {command}")
         return 0
     return demo(resume=options.resume)
 
