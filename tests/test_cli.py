@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = tmp_path_factory.mktemp("models")
     tiny.tiny_llm_folder("llama", here / "llm")
     tiny.tiny_llm_folder("llama", here / "other", seed=1)
-    save_checkpoint(here / "checkpoint", *tiny.tiny_student("llama", base=str(here / "llm")))
+    save_checkpoint(here / "checkpoint", *tiny.tiny_student("llama", gate="all", base=str(here / "llm")))
     return here
 
 
