@@ -39,6 +39,7 @@ NOT_NEGATIVE = (
     *("distill.weight", "distill.final_weight", "distill.response_kl", "data.min_seconds", "optim.weight_decay"),
     *(
         "optim.embedding_learning_rate",
+        "optim.head_learning_rate",
         "optim.warmup_steps",
         "optim.clip",
         "run.seed",
@@ -313,6 +314,12 @@ def check(recipe: Recipe) -> list[str]:
         )
     if recipe.lora.layers is not None and recipe.lora.layers < 1:
         problems.append(f"lora.layers is {recipe.lora.layers}; expected null or at least 1")
+    if recipe.run.best_metric == "wer" and recipe.run.eval_task != "transcribe":
+        problems.append(
+            f"run.best_metric is wer, which run.eval_task {recipe.run.eval_task} does not score; expected accuracy, loss or none"
+        )
+    if not 0 <= recipe.distill.head_start <= 1:
+        problems.append(f"distill.head_start is {recipe.distill.head_start}; expected 0 to 1")
     if not recipe.lora.modules:
         problems.append("lora.modules is empty; expected module names such as q_proj")
     if recipe.data.min_seconds >= recipe.data.max_seconds:

@@ -240,3 +240,9 @@ def test_validation_never_rewrites() -> None:
         Recipe().lora.rank = 3  # type: ignore[misc]
     with pytest.raises(TypeError):
         Recipe(Recipe().student)  # type: ignore[misc]
+
+
+def test_a_best_metric_that_the_task_does_not_give_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"run\.best_metric is wer"):
+        read_recipe(None, {"run.eval_task": "intent"})
+    read_recipe(None, {"run.eval_task": "intent", "run.best_metric": "accuracy"})

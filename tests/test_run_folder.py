@@ -359,3 +359,9 @@ def test_no_training_data_is_named(folder: Path, tmp_path: Path) -> None:
     empty.write_text("")
     with pytest.raises(DataError, match="no rows"):
         train(recipe_for(folder, tmp_path, {"data.train": [str(empty)]}))
+
+
+def test_a_recording_in_both_splits_is_refused(folder: Path, tmp_path: Path) -> None:
+    recipe = with_valid(folder, tmp_path, {})
+    with pytest.raises(DataError, match=r"stand in data\.train and in data\.valid"):
+        read_data(read_recipe(None, {"data.train": list(recipe.data.valid), "data.valid": list(recipe.data.valid)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,31 @@ def read_data(recipe: Recipe) -> Data:
             f"no utterance of {', '.join(config.train)} lies between {config.min_seconds} and {config.max_seconds} s; "
             "change data.min_seconds or data.max_seconds"
         )
+    _refuse_overlap(train, valid)
     return Data(train=train, valid=valid, dropped=dropped)
+
+
+def _refuse_overlap(train: Sequence[Utterance], valid: Sequence[Utterance]) -> None:
+    """A figure on recordings that were trained on says nothing.
+
+    Raises:
+        DataError: naming one of them and how many there are.
+    """
+    heard = {_recordings(u) for u in train}
+    both = [u for u in valid if _recordings(u) and _recordings(u) in heard]
+    if both:
+        raise DataError(
+            f"{len(both)} recording(s) stand in data.train and in data.valid, e.g. {both[0].id}; expected none. "
+            "Take them out of one of the two"
+        )
+
+
+def _recordings(utterance: Utterance) -> tuple[str, ...]:
+    """Paths and slices of an utterance; nothing for audio that has no path."""
+    parts = utterance.audio
+    return (
+        tuple(part.name for part in parts) if all(isinstance(part.source, (str, os.PathLike)) for part in parts) else ()
+    )
 
 
 def _read(config: DataConfig, source: str, *, streaming: bool = False) -> Any:
