@@ -82,12 +82,8 @@ class Objective(nn.Module):
             targets_LPK: (pairs, patches, K) teacher targets; None without distillation.
             weights: of this step.
         """
-        student = self.student
-        embeds_BSD, is_audio_BS = student.embed(batch.input_ids, batch.input_features, batch.input_features_mask)
-        inputs = student.decoder_inputs(embeds_BSD, is_audio_BS, batch.attention_mask)
         layers = [pair.student for pair in self.pairs] if targets_LPK is not None else []
-        with captured_outputs(student.language_model, layers) as captured:
-            hidden_BSD = student.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        hidden_BSD, is_audio_BS, captured = self._decode(batch, layers)
         logits_NV, labels_N = self._answers(hidden_BSD, batch)
         zero = logits_NV.new_zeros((), dtype=torch.float32)
         cross_entropy = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
@@ -108,11 +104,20 @@ class Objective(nn.Module):
     @torch.no_grad()
     def audio_states(self, batch: Batch) -> list[torch.Tensor]:
         """Hidden states at audio positions, one (P, D) per layer pair; for the calibration of the heads."""
-        embeds_BSD, is_audio_BS = self.student.embed(batch.input_ids, batch.input_features, batch.input_features_mask)
-        inputs = self.student.decoder_inputs(embeds_BSD, is_audio_BS, batch.attention_mask)
-        with captured_outputs(self.student.language_model, [pair.student for pair in self.pairs]) as captured:
-            self.student.get_decoder()(**inputs, use_cache=False)
-        return [captured[pair.student][is_audio_BS] for pair in self.pairs]
+        layers = [pair.student for pair in self.pairs]
+        _, is_audio_BS, captured = self._decode(batch, layers)
+        return [captured[layer][is_audio_BS] for layer in layers]
+
+    def _decode(
+        self, batch: Batch, layers: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[int, torch.Tensor]]:
+        """Final hidden states (B, S, D), where audio is (B, S), and the raw outputs of `layers`."""
+        student = self.student
+        embeds_BSD, is_audio_BS = student.embed(batch.input_ids, batch.input_features, batch.input_features_mask)
+        inputs = student.decoder_inputs(embeds_BSD, is_audio_BS, batch.attention_mask)
+        with captured_outputs(student.language_model, layers) as captured:
+            hidden_BSD = student.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        return hidden_BSD, is_audio_BS, captured
 
     def _answers(self, hidden_BSD: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (N, V) where a label follows, and those N labels; a large vocabulary elsewhere is wasted."""
