@@ -328,3 +328,24 @@ def test_names() -> None:
     assert name_of(np.zeros(3)) == "<array>"
     assert name_of({"bytes": b"", "path": "x.wav"}) == "x.wav"
     assert name_of({"array": np.zeros(3), "sampling_rate": 1}) == "<array>"
+
+
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    """ffmpeg would follow it to files and addresses that nobody meant to hear."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(32_000).astype(np.float32)
+    soundfile.write(tmp_path / "secret.mp3", noise, 16_000)
+    playlist = tmp_path / "list.m3u8"
+    head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:0\n"
+    playlist.write_text(head + "#EXTINF:2.0,\nsecret.mp3\n#EXT-X-ENDLIST\n")
+    with av.open(str(playlist)) as container:
+        assert container.format.name == "hls"  # so ffmpeg itself would
+    for source in (str(playlist), playlist.read_bytes()):
+        with pytest.raises(AudioError, match="not audio that can be decoded"):
+            load_waveform(source)
+
+
+def test_a_wav_cut_inside_its_format_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cut.wav"
+    path.write_bytes(b"RIFF\x24\x00\x00\x00WAVEfmt \x10\x00\x00\x00\x01\x00")
+    with pytest.raises(AudioError):
+        load_waveform(str(path))

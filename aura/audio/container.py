@@ -40,7 +40,9 @@ def promised_wav_frames(source: str | BinaryIO) -> int | None:
         while len(header := stream.read(8)) == 8:
             kind, size = struct.unpack("<4sI", header)
             if kind == b"fmt ":
-                fields = struct.unpack("<HHIIHH", stream.read(16))
+                if len(layout := stream.read(16)) < 16:
+                    return None
+                fields = struct.unpack("<HHIIHH", layout)
                 # Compressed wav (ADPCM, GSM) has several samples a block: leave its length to libsndfile.
                 block_align = fields[4] if fields[0] in (1, 3, 0xFFFE) else 0
                 stream.seek(size - 16 + size % 2, io.SEEK_CUR)

@@ -27,6 +27,11 @@ LOSSY_FORMATS = ("MP3", "OGG")  # libsndfile's names
 LOSSY_SLACK = 0.25  # s that a lossy file may lack of its header's promise (encoder delay and padding)
 # ffmpeg's names of the containers whose header states a duration and whose time stamps are not guesses.
 INDEXED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "asf", "avi", "caf", "w64")
+# What ffmpeg may open, by its own names: a playlist (m3u8, sdp, concat) could make it fetch other files and addresses.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg,mp3,aac,ac3,eac3,flac,wav,w64,aiff,au,caf,asf,avi,amr,amrnb,amrwb,flv,"
+    "mpeg,mpegts,ape,tta,wv,mpc,mpc8,dsf,voc,tak"
+)
 UNKNOWN_FRAMES = 1 << 50  # libsndfile reports its maximum where a header (piped flac) has no length
 
 
@@ -160,7 +165,7 @@ def _open_av(source: str | BinaryIO, name: str) -> Any:
     if not isinstance(source, str):
         source.seek(0)
     try:
-        container = av.open(source, metadata_errors="ignore")
+        container = av.open(source, metadata_errors="ignore", options={"format_whitelist": CONTAINERS})
     except (av.FFmpegError, OSError, ValueError) as error:
         raise AudioError(
             f"{name}: not audio that can be decoded; expected wav, flac, ogg, opus, mp3, m4a or webm. "

@@ -17,6 +17,7 @@ from aura.audio.patches import HOP, SAMPLE_RATE, WINDOW
 
 DYNAMIC_RANGE = 8.0  # decades below the clip's maximum, Whisper's rule
 TINY = 1e-10  # power below which Whisper takes the logarithm of this instead
+MIN_FRAMES = 16  # of one filterbank product: below, BLAS takes kernels that add up in another order
 
 
 @lru_cache(maxsize=8)
@@ -47,18 +48,34 @@ def log_mel(waveform: torch.Tensor, *, n_mels: int = 80, floor: float | Literal[
 
     Source: `WhisperFeatureExtractor`, equal to it with `floor="clip"`.
     """
-    window = torch.hann_window(WINDOW, device=waveform.device)
-    spectrum = torch.stft(
-        waveform.float(), WINDOW, HOP, window=window, center=True, pad_mode="reflect", return_complex=True
-    )
-    power = spectrum[..., :-1].abs() ** 2  # Whisper drops the frame centred behind the last sample
-    logarithm = (mel_filters(n_mels).to(waveform.device) @ power).clamp(min=TINY).log10()
-    bound = logarithm.max() - DYNAMIC_RANGE if floor == "clip" else torch.tensor(floor, device=waveform.device)
+    reach = WINDOW // 2
+    padded = torch.nn.functional.pad(waveform.float()[None], (reach, reach), mode="reflect")[0]
+    frames = len(waveform) // HOP  # Whisper drops the one centred behind the last sample
+    return log_mel_frames(padded[: (frames - 1) * HOP + WINDOW], n_mels=n_mels, floor=floor)
+
+
+def log_mel_frames(padded: torch.Tensor, *, n_mels: int, floor: float | Literal["clip"]) -> torch.Tensor:
+    """Log-mel of the windows that lie within the samples; bit for bit the same for a frame wherever the cut is.
+
+    Args:
+        padded: (samples,) float32, at least one window; whatever padding is meant has been added.
+
+    Returns:
+        mel_MT: (n_mels, (samples - 400) // 160 + 1).
+    """
+    window = torch.hann_window(WINDOW, device=padded.device)
+    spectrum = torch.stft(padded, WINDOW, HOP, window=window, center=False, return_complex=True)
+    power_FT = spectrum.abs() ** 2
+    frames = power_FT.shape[1]
+    if frames < MIN_FRAMES:
+        power_FT = torch.nn.functional.pad(power_FT.T, (0, 0, 0, MIN_FRAMES - frames)).T
+    logarithm = (mel_filters(n_mels).to(padded.device) @ power_FT).clamp(min=TINY).log10()[:, :frames]
+    bound = logarithm.max() - DYNAMIC_RANGE if floor == "clip" else torch.tensor(floor, device=padded.device)
     return (torch.maximum(logarithm, bound) + 4.0) / 4.0
 
 
 def log_mel_batch(
-    waveforms: list[torch.Tensor], *, n_mels: int = 80, floor: float = -6.0
+    waveforms: list[torch.Tensor], *, n_mels: int = 80, floor: float | Literal["clip"] = -6.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Waveforms of whole hops -> mel_BMT (zeros behind each item) and frames_B."""
     mels = [log_mel(waveform, n_mels=n_mels, floor=floor) for waveform in waveforms]
