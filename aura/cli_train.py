@@ -6,18 +6,21 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from aura.errors import RecipeError
 
-OPTIONS = ("--recipe", "--resume", "--overwrite", "--dry-run")
+OPTIONS = ("--recipe", "--bundle", "--minutes", "--route", "--resume", "--overwrite", "--dry-run")
 
 
 def train(
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
-    recipe: Path,
+    recipe: Path | None = None,
+    bundle: Path | None = None,
+    minutes: float | None = None,
+    route: Literal["aura", "bridge"] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -26,13 +29,27 @@ def train(
 
     Args:
         recipe: YAML file.
+        bundle: in its place, a folder that aura bundle has made; leaves DIR/run, and DIR/adapter in archives.
+        minutes: stop (and save) after this wall time, whatever the step.
+        route: bridge trains the baseline with the speech encoder at run time on the same data, budget and schedule.
         resume: go on with the last checkpoint of the run folder.
         overwrite: start over in a run folder that is not empty.
         dry_run: parameters, memory, FLOP and the first batch's shapes, without loading weights.
     """
-    from aura.config import read_recipe
+    from aura.config import BRIDGE_RUN, read_recipe
 
-    resolved = read_recipe(recipe, parse_overrides(overrides))
+    chosen = {**({None: {}, "aura": {"run.route": "aura"}, "bridge": BRIDGE_RUN}[route]), **parse_overrides(overrides)}
+    if (recipe is None) == (bundle is None) or (bundle is not None and dry_run):
+        raise RecipeError("expected one of --recipe FILE (also with --dry-run) and --bundle DIR")
+    if bundle is not None:
+        from aura.bundle.train import train_bundle
+
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        train_bundle(bundle, minutes=minutes, overrides=chosen, resume=resume, overwrite=overwrite)
+        return
+    if minutes is not None:
+        chosen["run.max_minutes"] = minutes
+    resolved = read_recipe(recipe, chosen)
     if dry_run:
         import yaml
 
@@ -51,11 +68,11 @@ def train(
 def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
     """`--lora.rank 16 --run.name=x` -> `{"lora.rank": 16, "run.name": "x"}`; values are YAML.
 
+    Several words, or the same option again, make a list: `--data.train a.jsonl b.jsonl`.
+
     Raises:
         RecipeError: a stray word, an option without a dot that is none of ours, or one without a value.
     """
-    import yaml
-
     overrides: dict[str, Any] = {}
     remaining = list(tokens)
     while remaining:
@@ -67,15 +84,26 @@ def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:
             raise RecipeError(
                 f"{token} is no option of aura train; expected a field of the recipe such as --lora.rank 16. {hint}"
             )
-        if not equals:
-            if not remaining or remaining[0].startswith("--"):
-                raise RecipeError(f"{token} was given without a value; expected one: {token} VALUE")
-            value = remaining.pop(0)
-        try:
-            overrides[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            overrides[name] = value  # plain text that YAML would read as something else, such as @name
+        values = [value] if equals else []
+        while not equals and remaining and not remaining[0].startswith("--"):
+            values.append(remaining.pop(0))
+        if not values:
+            raise RecipeError(f"{token} was given without a value; expected one: {token} VALUE")
+        read = [_yaml_value(value) for value in values]
+        if name in overrides:  # given twice: a list grows, never the first value silently lost
+            before = overrides[name]
+            read = [*(before if isinstance(before, list) else [before]), *read]
+        overrides[name] = read if len(read) > 1 else read[0]
     return overrides
+
+
+def _yaml_value(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text  # plain text that YAML would read as something else, such as @name
 
 
 def recipe() -> None:

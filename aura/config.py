@@ -33,12 +33,14 @@ POSITIVE = (
     *("distill.student_layers", "distill.calibration_seconds", "data.limit", "data.workers", "data.shuffle_buffer"),
     *("batch.tokens", "batch.micro_batches", "batch.max_items", "optim.learning_rate", "optim.max_bad_steps"),
     *("run.steps", "run.max_minutes", "run.log_every", "run.eval_items", "run.max_new_tokens", "run.save_minutes"),
-    *("run.keep_last", "run.threads"),
+    *("run.keep_last", "run.threads", "bridge.projector_width", "bridge.scale"),
 )
 NOT_NEGATIVE = (
     *("distill.weight", "distill.final_weight", "distill.response_kl", "data.min_seconds", "optim.weight_decay"),
+    "bridge.silence_seconds",
     *(
         "optim.embedding_learning_rate",
+        "optim.projector_learning_rate",
         "optim.head_learning_rate",
         "optim.warmup_steps",
         "optim.clip",
@@ -47,6 +49,14 @@ NOT_NEGATIVE = (
         "run.save_every",
     ),
 )
+
+# What `aura train --route bridge` makes of any recipe; everything else stays as written.
+BRIDGE_RUN: Mapping[str, Any] = {
+    "run.route": "bridge",
+    "distill.weight": 0.0,
+    "distill.final_weight": None,
+    "distill.head_start": 0.0,
+}
 
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -114,6 +124,27 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BridgeConfig:
+    """The baseline of `run.route: bridge`: teacher.encoder stays at run time, a projector takes it to the LLM."""
+
+    projector_width: int = option(2048, "hidden width of the projector: two layers over the encoder frames of a patch")
+    lora: bool = option(
+        True, "LoRA on the LLM as in the lora section; false: the LLM stays stock, the projector learns"
+    )
+    scale: float | None = option(
+        None, "RMS of audio positions over that of the LLM's token embeddings; audio.scale when null"
+    )
+    silence_seconds: float = option(
+        2.0,
+        "silence the encoder hears behind the speech; 30 fills Whisper's window as in its training, 0 is real length",
+    )
+    floor: Literal["clip"] | float = option(
+        "clip",
+        "lower bound of log10 mel power for the encoder; clip: Whisper's own, 8 decades below the clip's maximum",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """What the student's layers are pulled toward."""
 
@@ -175,12 +206,17 @@ class OptimConfig:
         1e-4, "peak of the audio embedding, which starts from the teacher's weights"
     )
     head_learning_rate: float = option(1e-4, "peak of the distillation heads, which start from a regression")
+    projector_learning_rate: float = option(1e-3, "peak of a bridge's projector, which starts from random weights")
     weight_decay: float = option(0.0, "decoupled weight decay on matrices")
     betas: tuple[float, float] = option((0.9, 0.98), "AdamW betas")
     warmup_steps: int = option(20, "linear warm-up")
     decay: Literal["cosine", "linear", "constant"] = option("cosine", "shape after warm-up")
     final_ratio: float = option(0.1, "learning rate at the last step over the peak")
     clip: float = option(1.0, "global gradient norm; 0 switches clipping off")
+    average: float = option(
+        0.0,
+        "decay of the moving average of the weights, which is what gets validated and delivered; 0: the last step's",
+    )
     max_bad_steps: int = option(10, "steps in a row with a non-finite loss or gradient before the run stops")
 
 
@@ -188,6 +224,9 @@ class OptimConfig:
 class RunConfig:
     """How long it runs and what it leaves behind."""
 
+    route: Literal["aura", "bridge"] = option(
+        "aura", "aura: no encoder at run time; bridge: the baseline with one (bridge section; no distillation)"
+    )
     name: str = option("run", "name in the model card")
     out: str = option("runs/run", "run folder")
     seed: int = option(0, "of initialisation, data order and augmentation")
@@ -217,6 +256,7 @@ class Recipe:
     lora: LoraConfig = option(LoraConfig, "the weights that learn")
     teacher: TeacherConfig = option(TeacherConfig, "the frozen encoder")
     distill: DistillConfig = option(DistillConfig, "layer-wise distillation")
+    bridge: BridgeConfig = option(BridgeConfig, "the baseline with an encoder")
     data: DataConfig = option(DataConfig, "manifests")
     augment: AugmentConfig = option(AugmentConfig, "augmentation on the fly")
     batch: BatchConfig = option(BatchConfig, "batch sizes")
@@ -318,6 +358,8 @@ def check(recipe: Recipe) -> list[str]:
         problems.append(
             f"run.best_metric is wer, which run.eval_task {recipe.run.eval_task} does not score; expected accuracy, loss or none"
         )
+    if recipe.run.route == "bridge":
+        problems += _check_bridge(recipe)
     if not 0 <= recipe.distill.head_start <= 1:
         problems.append(f"distill.head_start is {recipe.distill.head_start}; expected 0 to 1")
     if not recipe.lora.modules:
@@ -328,10 +370,25 @@ def check(recipe: Recipe) -> list[str]:
         )
     if not all(0 <= beta < 1 for beta in recipe.optim.betas):
         problems.append(f"optim.betas is {list(recipe.optim.betas)}; expected two numbers from 0 up to 1")
+    if not 0 <= recipe.optim.average < 1:
+        problems.append(f"optim.average is {recipe.optim.average}; expected 0 up to 1, e.g. 0.98")
     if not 0 <= recipe.optim.final_ratio <= 1:
         problems.append(f"optim.final_ratio is {recipe.optim.final_ratio}; expected 0 to 1")
     if not 0 <= recipe.lora.dropout < 1:
         problems.append(f"lora.dropout is {recipe.lora.dropout}; expected 0 up to 1")
+    return problems
+
+
+def _check_bridge(recipe: Recipe) -> list[str]:
+    """What a bridge has no use for is refused where it would have an effect on the run."""
+    problems = [
+        f"distill.{name} is {getattr(recipe.distill, name)} with run.route bridge, which is not distilled; expected "
+        f"{expected} (aura train --route bridge sets it)"
+        for name, expected in (("weight", "0"), ("final_weight", "null or 0"), ("head_start", "0"))
+        if getattr(recipe.distill, name)
+    ]
+    if recipe.teacher.encoder is None:
+        problems.append("teacher.encoder is null with run.route bridge; expected the speech encoder to build on")
     return problems
 
 

@@ -108,6 +108,21 @@ def test_speed_changes_length_and_pitch_alike(factor: float) -> None:
     assert power(wave) == pytest.approx(power(sine(2.0)), rel=0.01)
 
 
+def test_silence_on_both_sides_and_the_level_is_the_words() -> None:
+    augment = Augment(AugmentConfig(silence=(0.1, 0.4), level_db=(-30.0, -30.0)))
+    wave, generator = sine(0.5), rng()
+    for _ in range(20):
+        padded = augment(wave, generator)
+        loud = np.flatnonzero(padded)
+        before, behind = loud[0], len(padded) - 1 - loud[-1]
+        assert (
+            0.1 * SAMPLE_RATE <= before <= 0.4 * SAMPLE_RATE + 2
+            and 0.1 * SAMPLE_RATE <= behind <= 0.4 * SAMPLE_RATE + 2
+        )
+        assert padded.dtype == np.float32 and len(padded) - before - behind == pytest.approx(len(wave), abs=2)
+        assert 10 * np.log10(power(padded[loud[0] : loud[-1] + 1])) == pytest.approx(-30.0, abs=0.05)
+
+
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_spec_augment(kind: str) -> None:
     config = AugmentConfig(time_masks=2, time_mask_frames=30, time_mask_share=0.1, freq_masks=2, freq_mask_bins=12)
@@ -130,8 +145,14 @@ def test_spec_augment_of_a_tiny_clip() -> None:
 
 def test_impossible_numbers_are_reported_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
-        AugmentConfig(gain_db=(3.0, -3.0), speed=(0.1, 1.0), noise_probability=1.5, time_masks=-1)
-    for part in ("gain_db=(3.0, -3.0)", "speed=(0.1, 1.0)", "noise_probability=1.5", "time_masks=-1"):
+        AugmentConfig(gain_db=(3.0, -3.0), speed=(0.1, 1.0), noise_probability=1.5, time_masks=-1, silence=(-1.0, 0.0))
+    for part in (
+        "silence=(-1.0, 0.0)",
+        "gain_db=(3.0, -3.0)",
+        "speed=(0.1, 1.0)",
+        "noise_probability=1.5",
+        "time_masks=-1",
+    ):
         assert part in str(caught.value)
 
 

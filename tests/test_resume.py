@@ -36,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "everything": {
         **{"lora.dropout": 0.2, "batch.micro_batches": 2, "augment.noise_probability": 1.0, "distill.response_kl": 0.5},
         **{"run.log_every": 2, "run.eval_every": 2, "run.best_metric": "loss", "optim.weight_decay": 0.1},
+        **{"optim.average": 0.9},
     },
     "streaming": {"data.streaming": True, "data.shuffle_buffer": 5, "data.max_seconds": 5.0},
 }

@@ -33,6 +33,10 @@ class AugmentConfig:
     of one corpus can differ by 20 dB (the demo's do), and the fixed floor of the log-mel makes levels audible. Our
     choice where levels differ: (-40, -15)."""
 
+    silence: tuple[float, float] = (0.0, 0.0)
+    """Seconds of silence put before and behind each clip, drawn for each side. The length of a trimmed clip tells what was
+    said, and recordings of strangers come with pauses around the words. Our choice for trimmed clips: (0, 0.35)."""
+
     noise_probability: float = 0.0
     """Share of the clips that get noise. Our choice: 0.5."""
 
@@ -86,7 +90,7 @@ class AugmentConfig:
 
     def _range_problems(self) -> list[str]:
         problems = []
-        for field in ("gain_db", "snr_db", "speed"):
+        for field in ("gain_db", "snr_db", "speed", "silence"):
             pair = getattr(self, field)
             if len(pair) != 2 or not pair[0] <= pair[1]:
                 problems.append(f"{field}={pair!r}, expected (lowest, highest)")
@@ -94,6 +98,8 @@ class AugmentConfig:
             problems.append(
                 f"level_db={self.level_db!r}, expected (lowest, highest) in dB below full scale, such as (-40, -15)"
             )
+        if min(self.silence) < 0.0:
+            problems.append(f"silence={self.silence!r}, expected seconds of 0 or more")
         if min(self.speed) < 0.5 or max(self.speed) > 2.0:
             problems.append(f"speed={self.speed!r}, expected factors from 0.5 to 2")
         return problems
@@ -118,23 +124,27 @@ class Augment:
 
     def __init__(self, config: AugmentConfig):
         self.config = config
-        self._noises = tuple(_load_noise(path) for path in config.noise_files)
+        self._noises = tuple(load_noise(path) for path in config.noise_files)
 
     def __call__(self, wave_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Speed, then noise, then level and gain: the noise is not sped up, and the gain moves both.
+        """Speed, then noise, level and gain, then silence: the noise is not sped up, and the gain moves both.
 
         Args:
             wave_N: mono float32 at 16 kHz; never written to.
             rng: consumed the same way for every clip, whatever is drawn.
 
         Returns:
-            float32, of a new length where the speed changed; `wave_N` itself where nothing is to be done.
+            float32, of a new length where the speed changed or silence was added; `wave_N` itself where nothing is to be
+            done.
         """
         config = self.config
         change_speed, add_noise = rng.random(2)
         factor, snr_db, gain_db = (rng.uniform(*pair) for pair in (config.speed, config.snr_db, config.gain_db))
         level_draw = rng.random()
         noise_rng = np.random.default_rng(rng.integers(2**63))
+        # Drawn only where it is asked for, so that the losses of older recipes stay what they were.
+        pauses = rng.uniform(*config.silence, 2) if config.silence[1] > 0.0 else (0.0, 0.0)
+        before, behind = (round(SAMPLE_RATE * seconds) for seconds in pauses)
         if change_speed < config.speed_probability:
             wave_N = change_tempo_and_pitch(wave_N, factor)
         if add_noise < config.noise_probability:
@@ -144,6 +154,8 @@ class Augment:
             gain_db += lowest + level_draw * (highest - lowest) - 10.0 * float(np.log10(power))
         if gain_db != 0.0:
             wave_N = wave_N * np.float32(10.0 ** (gain_db / 20.0))
+        if before or behind:
+            wave_N = np.pad(wave_N, (before, behind))
         return wave_N
 
     def spec_augment(self, mel_MT: MelMT, rng: np.random.Generator) -> MelMT:
@@ -173,9 +185,7 @@ class Augment:
     def _noise(self, samples: int, rng: np.random.Generator) -> np.ndarray:
         if not self._noises or rng.random() < self.config.white_noise:
             return rng.standard_normal(samples, dtype=np.float32)
-        recording = self._noises[rng.integers(len(self._noises))]
-        start = int(rng.integers(len(recording)))
-        return np.take(recording, np.arange(start, start + samples), mode="wrap")
+        return noise_stretch(self._noises[rng.integers(len(self._noises))], samples, rng)
 
 
 def change_tempo_and_pitch(wave_N: np.ndarray, factor: float) -> np.ndarray:
@@ -199,8 +209,15 @@ def _power(wave_N: np.ndarray) -> float:
     return float(np.dot(wave_N, wave_N)) / max(1, len(wave_N))
 
 
+def noise_stretch(recording_N: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """A random stretch of a recording of noise, looped where it is too short."""
+    start = int(rng.integers(len(recording_N)))
+    return np.take(recording_N, np.arange(start, start + samples), mode="wrap")
+
+
 @functools.lru_cache(maxsize=64)
-def _load_noise(path: str) -> np.ndarray:
+def load_noise(path: str) -> np.ndarray:
+    """A recording of noise, decoded once per process; read-only. Raises `AudioError`."""
     noise = load_waveform(path)
     noise.setflags(write=False)  # shared by every Augment of this process
     return noise

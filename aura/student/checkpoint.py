@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -17,9 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from aura.config import AudioConfig, LoraConfig
+from aura.config import AudioConfig, BridgeConfig, LoraConfig
 from aura.errors import CheckpointError
 from aura.student.files import checkpoint_folder, whole_folder
+from aura.student.gate import attach_gate
 from aura.student.llm import embedding_rms, fingerprint
 from aura.student.lora import attach_lora
 from aura.student.model import AuraConfig, AuraForConditionalGeneration
@@ -36,9 +38,19 @@ AutoModel.register(AuraConfig, AuraForConditionalGeneration, exist_ok=True)
 AutoModelForMultimodalLM.register(AuraConfig, AuraForConditionalGeneration, exist_ok=True)
 
 
-def new_processor(tokenizer: PreTrainedTokenizerBase, audio: AudioConfig) -> AuraProcessor:
-    """Processor for a tokenizer and an audio front-end."""
-    extractor = AuraFeatureExtractor(feature_size=audio.n_mels, floor=audio.floor, patch_frames=audio.patch_frames)
+def new_processor(
+    tokenizer: PreTrainedTokenizerBase, audio: AudioConfig, *, floor: float | Literal["clip"] | None = None
+) -> AuraProcessor:
+    """Processor for a tokenizer and an audio front-end.
+
+    Args:
+        floor: of the log-mel where it is not `audio.floor`: a bridge's encoder has its own.
+    """
+    extractor = AuraFeatureExtractor(
+        feature_size=audio.n_mels,
+        floor=audio.floor if floor is None else floor,
+        patch_frames=audio.patch_frames,
+    )
     return AuraProcessor(extractor, tokenizer)
 
 
@@ -58,23 +70,86 @@ def new_student(
         prompt: text behind the audio in training, the default of transcribe.
     """
     config = AuraConfig(
-        text_config=language_model.config,
-        base_model=base,
-        base_fingerprint=fingerprint(language_model),
-        audio_token_id=int(processor.audio_token_id),  # type: ignore[arg-type]  # one token, one id
+        **_shared_fields(language_model, processor, base=base, audio=audio, scale=audio.scale, prompt=prompt),
         stem=audio.stem,
-        n_mels=audio.n_mels,
         floor=audio.floor,
-        patch_frames=audio.patch_frames,
         stem_width=audio.stem_width,
-        attention=audio.attention,
-        block_patches=audio.block_patches,
-        max_seconds=audio.max_seconds,
-        embedding_scale=embedding_rms(language_model) * audio.scale,
         gate=lora.gate,
-        prompt=prompt,
     )
     language_model.requires_grad_(False)
+    _attach(language_model, lora, base)
+    return AuraForConditionalGeneration(config, language_model)
+
+
+def new_bridge(
+    language_model: PreTrainedModel,
+    speech_encoder: nn.Module,
+    processor: AuraProcessor,
+    *,
+    base: str,
+    encoder: str,
+    audio: AudioConfig,
+    bridge: BridgeConfig,
+    lora: LoraConfig,
+    prompt: str | None = None,
+) -> AuraForConditionalGeneration:
+    """Frozen speech encoder + fresh projector + stock LLM, with a fresh adapter where `bridge.lora` asks for one.
+
+    Args:
+        speech_encoder: from `aura.bridge.encoder.load_encoder`.
+        base, encoder: references the two came from, kept in the checkpoint.
+        prompt: as in `new_student`.
+    """
+    from aura.bridge.encoder import encoder_fingerprint
+
+    known = encoder_fingerprint(speech_encoder)
+    scale = audio.scale if bridge.scale is None else bridge.scale
+    config = AuraConfig(
+        **_shared_fields(language_model, processor, base=base, audio=audio, scale=scale, prompt=prompt),
+        stem="encoder",
+        floor=bridge.floor,
+        stem_width=known["width"],
+        gate=lora.gate if bridge.lora else "audio",
+        encoder=encoder,
+        encoder_fingerprint=known,
+        projector_width=bridge.projector_width,
+        silence_seconds=bridge.silence_seconds,
+        adapter=bridge.lora,
+    )
+    language_model.requires_grad_(False)
+    if bridge.lora:
+        _attach(language_model, lora, base)
+    else:
+        attach_gate(language_model)  # of nothing: it keeps the gate's keyword from the attention kernels
+    return AuraForConditionalGeneration(config, language_model, speech_encoder)
+
+
+def _shared_fields(
+    language_model: PreTrainedModel,
+    processor: AuraProcessor,
+    *,
+    base: str,
+    audio: AudioConfig,
+    scale: float,
+    prompt: str | None,
+) -> dict[str, Any]:
+    """Fields of `AuraConfig` that both routes fill alike."""
+    return {
+        "text_config": language_model.config,
+        "base_model": base,
+        "base_fingerprint": fingerprint(language_model),
+        "audio_token_id": int(processor.audio_token_id),  # one token, one id
+        "n_mels": audio.n_mels,
+        "patch_frames": audio.patch_frames,
+        "attention": audio.attention,
+        "block_patches": audio.block_patches,
+        "max_seconds": audio.max_seconds,
+        "embedding_scale": embedding_rms(language_model) * scale,
+        "prompt": prompt,
+    }
+
+
+def _attach(language_model: PreTrainedModel, lora: LoraConfig, base: str) -> None:
     attach_lora(
         language_model,
         rank=lora.rank,
@@ -86,7 +161,6 @@ def new_student(
         base=base,
         gate=lora.gate,
     )
-    return AuraForConditionalGeneration(config, language_model)
 
 
 def save_checkpoint(

@@ -1,4 +1,8 @@
-"""The student as a Hugging Face model: stock LLM + audio embedding + gated LoRA."""
+"""The student as a Hugging Face model: stock LLM + audio embedding + gated LoRA.
+
+The same class carries the *bridge*, the baseline with a frozen speech encoder and a projector in place of the audio
+embedding; the encoder's code is imported for such a checkpoint only.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from aura.errors import CheckpointError, ModelError
 from aura.student.embedding import AudioEmbedding
 from aura.student.files import CONFIG, checkpoint_folder, load_embedding, save_embedding, whole_folder
-from aura.student.gate import GATE_KEY, Gate
+from aura.student.gate import GATE_KEY, Gate, attach_gate
 from aura.student.llm import check_fingerprint, load_llm
 from aura.student.lora import load_lora, save_lora
 from aura.student.mask import attention_masks, block_ids
@@ -31,10 +35,14 @@ class AuraConfig(PreTrainedConfig):
         base_model: reference the LLM's weights are loaded from (hub id, folder or pip:).
         base_fingerprint: the LLM's shapes and a sample of its weights, to refuse another LLM.
         audio_token_id: placeholder of one audio position; never looked up in the embedding table.
-        stem, n_mels, floor, patch_frames, stem_width, attention, block_patches, max_seconds: see `AudioConfig`.
+        stem, n_mels, floor, patch_frames, stem_width, attention, block_patches, max_seconds: see `AudioConfig`; of a
+            bridge, stem is `encoder` and stem_width the encoder's.
         embedding_scale: RMS that audio positions start at.
         gate: `audio` or `all`, see `LoraConfig`.
         prompt: text that stood after the audio in training; the default prompt of transcribe.
+        encoder, encoder_fingerprint: of a bridge: reference of its speech encoder, shapes and a sample of its weights.
+        projector_width, silence_seconds: of a bridge, see `BridgeConfig`.
+        adapter: whether LoRA weights belong to the checkpoint; only a bridge can do without.
     """
 
     model_type = "aura"
@@ -46,7 +54,7 @@ class AuraConfig(PreTrainedConfig):
     audio_token_id: int = -1
     stem: str = "conv"
     n_mels: int = 80
-    floor: float = -6.0
+    floor: float | str = -6.0
     patch_frames: int = 8
     stem_width: int = 512
     attention: str = "block"
@@ -55,6 +63,16 @@ class AuraConfig(PreTrainedConfig):
     embedding_scale: float = 1.0
     gate: str = "audio"
     prompt: str | None = None
+    encoder: str | None = None
+    encoder_fingerprint: dict[str, Any] | None = None
+    projector_width: int = 2048
+    silence_seconds: float = 0.0
+    adapter: bool = True
+
+    @property
+    def is_bridge(self) -> bool:
+        """Whether a speech encoder is needed to hear."""
+        return self.stem == "encoder"
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
@@ -72,6 +90,7 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
     Args:
         config: `AuraConfig`.
         language_model: the stock LLM; built from `config.text_config` with random weights when None.
+        speech_encoder: of a bridge, a `WhisperEncoder`; an aura student has none.
     """
 
     config_class = AuraConfig
@@ -83,20 +102,54 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config: AuraConfig, language_model: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self,
+        config: AuraConfig,
+        language_model: PreTrainedModel | None = None,
+        speech_encoder: nn.Module | None = None,
+    ) -> None:
         super().__init__(config)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.language_model = language_model
-        self.audio_embedding = AudioEmbedding(
-            width=config.text_config.hidden_size,
-            n_mels=config.n_mels,
+        self.speech_encoder: nn.Module | None = None
+        self.audio_embedding: Any  # `AudioEmbedding`, or a bridge's `Projector`
+        if config.is_bridge:
+            self._build_bridge(config, speech_encoder)
+        else:
+            self.audio_embedding = AudioEmbedding(
+                width=config.text_config.hidden_size,
+                n_mels=config.n_mels,
+                patch_frames=config.patch_frames,
+                stem=config.stem,  # type: ignore[arg-type]
+                stem_width=config.stem_width,
+                scale=config.embedding_scale,
+            )
+        self.generation_config = language_model.generation_config
+
+    def _build_bridge(self, config: AuraConfig, encoder: nn.Module | None) -> None:
+        from aura.bridge.encoder import FrozenEncoder
+        from aura.bridge.projector import Projector
+
+        if encoder is None:
+            raise ModelError(
+                f"a bridge hears through its speech encoder '{config.encoder}', which was not given; expected "
+                "speech_encoder=aura.bridge.encoder.load_encoder(...), or use from_pretrained"
+            )
+        frozen = FrozenEncoder(
+            encoder,
             patch_frames=config.patch_frames,
-            stem=config.stem,  # type: ignore[arg-type]
-            stem_width=config.stem_width,
+            silence_seconds=config.silence_seconds,
+            floor=config.floor,  # type: ignore[arg-type]  # a number or "clip"
+        )
+        self.speech_encoder = frozen
+        self.audio_embedding = Projector(
+            width=config.text_config.hidden_size,
+            encoder_width=config.stem_width,
+            frames_per_patch=frozen.frames_per_patch,
+            hidden_width=config.projector_width,
             scale=config.embedding_scale,
         )
-        self.generation_config = language_model.generation_config
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the LLM and the audio embedding initialise themselves."""
@@ -117,7 +170,11 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, input_features: torch.Tensor, input_features_mask: torch.Tensor, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """Log-mel (A, M, T) and its mask (A, T) -> `.pooler_output` (all valid patches back to back, D)."""
-        patches = self.audio_embedding(input_features, input_features_mask.sum(dim=1))
+        frames_A = input_features_mask.sum(dim=1)
+        if self.speech_encoder is not None:
+            patches = self.audio_embedding(self.speech_encoder(input_features, frames_A))
+        else:
+            patches = self.audio_embedding(input_features, frames_A)
         return BaseModelOutputWithPooling(last_hidden_state=None, pooler_output=patches)
 
     def embed(
@@ -302,6 +359,7 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config: AuraConfig | None = None,
         language_model: PreTrainedModel | None = None,
         llm: str | None = None,
+        encoder: str | None = None,
         dtype: str | torch.dtype = "float32",
         attn_implementation: str = "sdpa",
         **kwargs: Any,
@@ -312,22 +370,28 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pretrained_model_name_or_path: checkpoint folder or Hub id.
             language_model: an LLM already in memory.
             llm: reference to load the LLM from, instead of the one named in the checkpoint.
-            dtype: of the LLM's weights; audio embedding and LoRA stay float32.
+            encoder: the same for the speech encoder of a bridge.
+            dtype: of the LLM's weights (and of a bridge's encoder); audio embedding and LoRA stay float32.
 
         Raises:
-            CheckpointError: no checkpoint, or one of another LLM.
+            CheckpointError: no checkpoint, one of another LLM, or a bridge without its speech encoder.
             ModelReferenceError: the LLM cannot be found.
         """
         folder = checkpoint_folder(pretrained_model_name_or_path)
         config = config if isinstance(config, AuraConfig) else _read_config(folder)
         reference = llm or config.base_model
+        dtype = "float32" if dtype == "auto" else dtype
+        # A missing encoder shows before the LLM is loaded.
+        speech_encoder = _load_speech_encoder(config, encoder, folder, dtype) if config.is_bridge else None
         if language_model is None:
-            dtype = "float32" if dtype == "auto" else dtype
             language_model = load_llm(reference, dtype=dtype, attention=attn_implementation)
         if config.base_fingerprint:
             check_fingerprint(config.base_fingerprint, language_model, checkpoint=str(folder), llm=reference)
-        model = cls(config, language_model)
-        load_lora(language_model, folder)
+        model = cls(config, language_model, speech_encoder)
+        if config.adapter:
+            load_lora(language_model, folder)
+        else:
+            attach_gate(language_model)  # of nothing: it keeps the gate's keyword from the attention kernels
         load_embedding(model.audio_embedding, folder)
         device = kwargs.get("device_map")
         if isinstance(device, (str, torch.device)) and device != "auto":
@@ -347,13 +411,30 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The model's part of a checkpoint, into an existing folder."""
         self.config.architectures = [type(self).__name__]
         self.config.save_pretrained(folder)
-        save_lora(self.language_model, folder)
+        if self.config.adapter:
+            save_lora(self.language_model, folder)
         save_embedding(self.audio_embedding, folder)
 
     @staticmethod
     def create_masks_for_generate(attention_mask: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Leave the mask 2D: the blocks are known in `forward` only."""
         return attention_mask
+
+
+def _load_speech_encoder(config: AuraConfig, given: str | None, folder: Path, dtype: str | torch.dtype) -> nn.Module:
+    """Raises `CheckpointError` where a bridge's encoder is missing, or another than it was trained on."""
+    from aura.bridge.encoder import check_encoder, load_encoder
+
+    reference = given or config.encoder or ""
+    try:
+        encoder = load_encoder(reference, dtype=dtype)
+    except ModelError as error:
+        raise CheckpointError(
+            f"{folder} is a bridge and cannot hear without its speech encoder '{reference}': {error} Or say where it is "
+            "with aura.load(..., encoder=...)"
+        ) from error
+    check_encoder(config.encoder_fingerprint or {}, encoder, checkpoint=str(folder), reference=reference)
+    return encoder
 
 
 def _read_config(folder: Path) -> AuraConfig:

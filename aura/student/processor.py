@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ RESERVED_AUDIO_TOKENS = (
 )
 """Tokens that families keep free, tried in this order; a new token is added where a tokenizer has none."""
 
-# For an LLM without a chat template of its own: the user's text, a line break, the answer.
+# For an LLM without a chat template of its own: the user's text, a line break, the answer. The break is an expression:
+# Hugging Face renders with trim_blocks, which eats a bare one behind a tag.
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.content }}"
-    "{% if message.role == 'assistant' %}{{ eos_token }}{% else %}\n{% endif %}{% endfor %}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"
 )
 
 # LLM templates expect text; audio parts become the placeholder before the LLM's own template runs. A line break parts
@@ -79,7 +80,7 @@ class AuraFeatureExtractor(SequenceFeatureExtractor):
         feature_size: int = 80,
         sampling_rate: int = SAMPLE_RATE,
         padding_value: float = 0.0,
-        floor: float = -6.0,
+        floor: float | Literal["clip"] = -6.0,
         patch_frames: int = 8,
         **kwargs: Any,
     ) -> None:

@@ -22,9 +22,7 @@ tags: [speech, audio, lora, aura]
 
 # {recipe.run.name}
 
-Audio understanding for the LLM `{base}`, learnt as LoRA with [aura](https://arxiv.org/abs/2606.11033): no speech encoder
-at run time. This folder holds the adapter and the audio embedding only; the LLM is loaded from where it lives, under its
-own licence.
+{_what_it_is(recipe)}
 
 ```python
 import aura
@@ -36,9 +34,7 @@ print(engine.transcribe("clip.wav").text)
 | | |
 |---|---|
 | LLM | `{base}` |
-| teacher (training only) | `{recipe.teacher.encoder}` |
-| LoRA | rank {recipe.lora.rank}, gate `{recipe.lora.gate}` |
-| audio | {100 / recipe.audio.patch_frames:g} positions a second, stem `{recipe.audio.stem}`, attention `{recipe.audio.attention}` |
+{_rows(recipe)}
 | training data | {", ".join(f"`{name}`" for name in recipe.data.train)} |
 | steps, audio heard, wall time | {progress.step}, {progress.audio_seconds / 3600:.2f} h, {progress.minutes:.1f} min |
 
@@ -46,3 +42,37 @@ print(engine.transcribe("clip.wav").text)
 `recipe.yaml` is the resolved recipe of the run. Figures are from the validation data named in it, at the step they were
 taken; nothing is known about languages, accents and noise beyond that data.
 """
+
+
+def _what_it_is(recipe: Recipe) -> str:
+    base, encoder = recipe.student.llm, recipe.teacher.encoder
+    if recipe.run.route == "bridge":
+        learnt = "the adapter and the projector" if recipe.bridge.lora else "the projector"
+        return (
+            f"A bridge from the frozen speech encoder `{encoder}` to the LLM `{base}`: the baseline of\n"
+            "[aura](https://arxiv.org/abs/2606.11033), which needs the encoder at run time. This folder holds "
+            f"{learnt} only; the\nLLM and the encoder are loaded from where they live, under their own licences."
+        )
+    return (
+        f"Audio understanding for the LLM `{base}`, learnt as LoRA with [aura](https://arxiv.org/abs/2606.11033): no speech "
+        "encoder\nat run time. This folder holds the adapter and the audio embedding only; the LLM is loaded from where it "
+        "lives, under its\nown licence."
+    )
+
+
+def _rows(recipe: Recipe) -> str:
+    lora = f"rank {recipe.lora.rank}, gate `{recipe.lora.gate}`"
+    audio = f"{100 / recipe.audio.patch_frames:g} positions a second"
+    if recipe.run.route == "bridge":
+        rows = {
+            "speech encoder (run time too)": f"`{recipe.teacher.encoder}`, {recipe.bridge.silence_seconds:g} s of silence behind",
+            "LoRA": lora if recipe.bridge.lora else "none",
+            "audio": f"{audio}, projector of {recipe.bridge.projector_width}, attention `{recipe.audio.attention}`",
+        }
+    else:
+        rows = {
+            "teacher (training only)": f"`{recipe.teacher.encoder}`",
+            "LoRA": lora,
+            "audio": f"{audio}, stem `{recipe.audio.stem}`, attention `{recipe.audio.attention}`",
+        }
+    return "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -62,16 +62,16 @@ def step_cost(
     """Count the modules of a student (on any device, meta included) and of its teacher's transformer layers.
 
     Args:
-        teacher: the encoder; its parameters are taken as passed once per frame.
+        teacher: the encoder, the teacher's or a bridge's; its parameters are taken as passed once per frame.
         target_width: K, channels of a target; pairs: layer pairs.
     """
     config: Any = student.language_model.config
     output: Any = student.get_output_embeddings()
     frozen, trained = _linear_weights(decoder_layers(student.language_model))
     heads = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-    embedding = student.audio_embedding
-    stem = embedding.project.weight.numel() * 2
-    if embedding.stem == "conv":
+    embedding: Any = student.audio_embedding
+    stem = 2 * sum(_linear_weights(embedding))
+    if getattr(embedding, "stem", None) == "conv":
         frames = embedding.patch_frames
         stem += 2 * (embedding.conv1.weight.numel() * frames + embedding.conv2.weight.numel() * frames // 2)
     return StepCost(

@@ -11,6 +11,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from aura.audio.patches import HOP, SAMPLE_RATE, PatchGrid
 from aura.batch.plan import CHARACTERS_PER_TOKEN, LengthEstimate, plan_batches
+from aura.bridge.encoder import check_family
 from aura.config import AudioConfig, Recipe
 from aura.distill.layer_map import LayerPair, layer_pairs
 from aura.errors import AuraError, RecipeError
@@ -22,7 +23,7 @@ from aura.student.lora import attach_lora
 from aura.student.model import AuraConfig, AuraForConditionalGeneration
 from aura.student.processor import AuraFeatureExtractor, AuraProcessor
 from aura.training.cost import memory_estimate, step_cost
-from aura.training.setup import read_data
+from aura.training.setup import check_bins, read_data
 
 NOMINAL_SECONDS = 10.0  # clips assumed where the recipe's data is not at hand
 NOMINAL_ANSWER = 30  # tokens of their answers
@@ -48,15 +49,18 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
     """
     text_config, llm_note = _config(recipe.student.llm)
     teacher, teacher_config, teacher_note = _teacher(recipe.teacher.encoder)
+    is_bridge = recipe.run.route == "bridge"
     _check_front_end(recipe, teacher_config)
-    student = _student(recipe, text_config)
+    student = _student(recipe, text_config, teacher if is_bridge else None)
     trained = {
         "LoRA": sum(p.numel() for n, p in student.named_parameters() if ".lora_" in n),
-        "audio embedding": sum(p.numel() for p in student.audio_embedding.parameters()),
+        "projector" if is_bridge else "audio embedding": sum(p.numel() for p in student.audio_embedding.parameters()),
     }
+    learnt = sum(trained.values())  # of the checkpoint: without the heads
+    encoder = sum(p.numel() for p in student.speech_encoder.parameters()) if student.speech_encoder is not None else 0
     pairs: tuple[LayerPair, ...] = ()
     target_width, frame_samples = 0, HOP * 2
-    if teacher is not None and teacher_config is not None:
+    if teacher is not None and not is_bridge:
         frame_samples = _frame_samples(teacher_config)
         pairs = layer_pairs(
             teacher_layers=_encoder_layers(teacher_config),
@@ -75,35 +79,42 @@ def dry_run(recipe: Recipe) -> dict[str, Any]:
         * recipe.batch.micro_batches
     )
     frames = int(batch.seconds * SAMPLE_RATE / frame_samples)
+    if is_bridge:  # one window each; longer parts have more
+        longest = batch.items * teacher_config.max_source_positions
+        silence = round(recipe.bridge.silence_seconds * SAMPLE_RATE / frame_samples)
+        frames = max(frames, min(longest, frames + batch.items * silence))
     teacher_flops = cost.teacher(frames) * recipe.batch.micro_batches
     dtype = "float32" if recipe.student.dtype == "float32" else "bfloat16"
     memory = memory_estimate(
         student,
         trained=sum(trained.values()),
         dtype=dtype,
-        teacher_bytes=4 * sum(p.numel() for p in teacher.parameters()) if teacher is not None else 0,
+        teacher_bytes=4 * sum(p.numel() for p in teacher.parameters()) if teacher is not None and not encoder else 0,
         positions=positions,
         answers=batch.answers,
         checkpointing=recipe.student.gradient_checkpointing,
     )
     total = sum(p.numel() for p in student.parameters())
     heard = max(1e-9, batch.seconds * recipe.batch.micro_batches)
-    return {
-        "llm": f"{recipe.student.llm}: {_millions(total - trained['LoRA'] - trained['audio embedding'])} weights{llm_note}",
-        "teacher": f"{recipe.teacher.encoder}: {_millions(sum(p.numel() for p in teacher.parameters()))} weights{teacher_note}"
+    listener = (
+        f"{recipe.teacher.encoder}: {_millions(sum(p.numel() for p in teacher.parameters()))} weights{teacher_note}"
         if teacher is not None
-        else "none",
+        else "none"
+    )
+    return {
+        "llm": f"{recipe.student.llm}: {_millions(total - learnt - encoder)} weights{llm_note}",
+        "speech encoder" if is_bridge else "teacher": listener,
         "layer pairs": ", ".join(f"{p.teacher}->{p.student}" for p in pairs) or "none",
         "trainable": ", ".join(f"{name} {_millions(count)}" for name, count in trained.items()),
         "trainable share": f"{sum(trained.values()) / (total + trained.get('distillation heads', 0)):.2%}",
-        "at run time": f"{_millions(trained['LoRA'] + trained['audio embedding'])} weights beside the LLM, "
-        f"{(trained['LoRA'] + trained['audio embedding']) * 4 / 1e6:.0f} MB in float32",
+        "at run time": f"{_millions(learnt + encoder)} weights beside the LLM, {(learnt + encoder) * 4 / 1e6:.0f} MB in float32"
+        + (f"; {_millions(encoder)} of them the speech encoder" if encoder else ""),
         "audio": f"{100 / recipe.audio.patch_frames:g} positions a second of audio",
         "first batch": f"{batch.items} x {batch.length} positions, {batch.patches} patches, mel "
         f"{batch.items} x {recipe.audio.n_mels} x {-(-batch.patches // max(1, batch.items)) * recipe.audio.patch_frames} (mean), "
         f"{batch.answers} answer tokens, {batch.seconds:.0f} s of audio{batch.note}",
         "FLOP per step": f"{(student_flops + teacher_flops) / 1e12:.3g} TFLOP ({student_flops / 1e12:.3g} student, "
-        f"{teacher_flops / 1e12:.3g} teacher), {recipe.batch.micro_batches} micro-batch(es)",
+        f"{teacher_flops / 1e12:.3g} {'speech encoder' if is_bridge else 'teacher'}), {recipe.batch.micro_batches} micro-batch(es)",
         "FLOP per second of audio": f"{(student_flops + teacher_flops) / heard / 1e9:.3g} GFLOP",
         "memory": f"{memory.total / 2**30:.1f} GiB (LLM {memory.weights / 2**30:.1f}, trained x4 {memory.trained / 2**30:.1f}, "
         f"teacher {memory.teacher / 2**30:.1f}, activations ~{memory.activations / 2**30:.1f}, logits {memory.logits / 2**30:.1f})",
@@ -151,6 +162,11 @@ def _frame_samples(config: Any) -> int:
 
 
 def _check_front_end(recipe: Recipe, teacher_config: Any) -> None:
+    if recipe.run.route == "bridge":
+        assert recipe.teacher.encoder is not None  # validated with the recipe
+        check_family(recipe.teacher.encoder, teacher_config)
+        check_bins(recipe, teacher_config)
+        return
     if recipe.audio.stem != "conv" or teacher_config is None or teacher_config.model_type != "whisper":
         return
     wanted = (teacher_config.num_mel_bins, teacher_config.d_model)
@@ -161,20 +177,23 @@ def _check_front_end(recipe: Recipe, teacher_config: Any) -> None:
         )
 
 
-def _student(recipe: Recipe, text_config: Any) -> AuraForConditionalGeneration:
+def _student(recipe: Recipe, text_config: Any, encoder: torch.nn.Module | None) -> AuraForConditionalGeneration:
     audio: AudioConfig = recipe.audio
     config = AuraConfig(
         text_config=text_config,
-        stem=audio.stem,
+        stem=audio.stem if encoder is None else "encoder",
         n_mels=audio.n_mels,
         patch_frames=audio.patch_frames,
-        stem_width=audio.stem_width,
+        stem_width=audio.stem_width if encoder is None else int(encoder.config.d_model),  # type: ignore[union-attr, arg-type]
         attention=audio.attention,
         gate=recipe.lora.gate,
+        projector_width=recipe.bridge.projector_width,
     )
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(text_config)
         llm.requires_grad_(False)
+        if encoder is not None and not recipe.bridge.lora:
+            return AuraForConditionalGeneration(config, llm, encoder)
         attach_lora(
             llm,
             rank=recipe.lora.rank,
@@ -186,7 +205,7 @@ def _student(recipe: Recipe, text_config: Any) -> AuraForConditionalGeneration:
             base=recipe.student.llm,
             gate=recipe.lora.gate,
         )
-        return AuraForConditionalGeneration(config, llm)
+        return AuraForConditionalGeneration(config, llm, encoder)
 
 
 def _first_batch(recipe: Recipe) -> FirstBatch:

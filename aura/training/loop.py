@@ -26,6 +26,7 @@ from aura.data.augment import Augment
 from aura.errors import MissingExtraError, RecipeError, TrainingError
 from aura.student.checkpoint import CARD, RECIPE
 from aura.student.files import whole_folder
+from aura.training.average import WeightAverage
 from aura.training.card import model_card
 from aura.training.display import Curves, Display
 from aura.training.objective import Weights
@@ -118,7 +119,10 @@ class _Run:
         self.accelerator, self.watch = accelerator, watch
         self.objective = station.objective
         self.parameters = list(self.objective.trainable().values())
-        self.optimizer = make_optimizer(self.objective.trainable(), recipe.optim)
+        self.optimizer = make_optimizer(
+            self.objective.trainable(), recipe.optim, is_bridge=recipe.run.route == "bridge"
+        )
+        self.average = WeightAverage(self.objective.trainable(), recipe.optim.average)
         self.wrapped: Any = accelerator.prepare_model(self.objective)
         self.valid = pick(data.valid, recipe.run.eval_items)
         self.progress = Progress()
@@ -140,7 +144,7 @@ class _Run:
             changes: fields of the recipe that differ from it.
         """
         if newest is not None:
-            self.progress = load_state(newest, self.objective, self.optimizer)
+            self.progress = load_state(newest, self.objective, self.optimizer, self.average)
         recipe, progress, main = self.recipe, self.progress, self.accelerator.is_main_process
         self.watch.before = progress.minutes
         if main:
@@ -250,6 +254,7 @@ class _Run:
         good = math.isfinite(norm) and bool(counts[0])
         if good:
             self.optimizer.step()
+            self.average.update(progress.step)
             progress.bad_in_a_row = 0
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
@@ -320,12 +325,13 @@ class _Run:
             return None
         return self.station.targets(batch.waveforms, self.objective.heads)
 
-    def _evaluate(self) -> Validation | None:
+    def _evaluate(self) -> None:
         """Validation on the main process; the others wait."""
-        result = None
         self.progress.evaluated = self.progress.step
         if self.accelerator.is_main_process and self.valid:
-            result = validate(self.objective, self.station.processor, self.station.targets, self.valid, self.recipe)
+            with self.average.applied():
+                result = validate(self.objective, self.station.processor, self.station.targets, self.valid, self.recipe)
+                self._keep_best(result)
             self._record({"kind": "valid", "step": self.progress.step, **result.scores, **self._pairs(result.cosines)})
             self.display.say(
                 f"  held out ({len(self.valid)}): "
@@ -333,9 +339,7 @@ class _Run:
             )
             for truth, heard in result.samples:
                 self.display.say(f"    said {truth!r:.60}  heard {heard!r:.60}")
-            self._keep_best(result)
         self.accelerator.wait_for_everyone()
-        return result
 
     def _keep_best(self, result: Validation) -> None:
         name = self.recipe.run.best_metric
@@ -356,6 +360,7 @@ class _Run:
                 self.objective,
                 self.station.processor,
                 self.optimizer,
+                self.average,
                 self.progress,
                 extra=self._texts(),
                 keep_last=self.recipe.run.keep_last,
@@ -396,13 +401,14 @@ class _Run:
         return RunResult(run=run, checkpoint=checkpoint, progress=progress, finished=number is None, signal=number)
 
     def _deliver(self, checkpoint: Path) -> None:
-        """The best weights, or the last ones where no score chose."""
+        """The best weights, or the last ones where no score chose; averaged, where the recipe asks for it."""
         with whole_folder(checkpoint) as folder:
             best = self.run / "best"
             if self.progress.best is not None and best.is_dir():
                 shutil.copytree(best, folder, dirs_exist_ok=True)
             else:
-                write_student(folder, self.objective.student, self.station.processor, self._texts())
+                with self.average.applied():
+                    write_student(folder, self.objective.student, self.station.processor, self._texts())
 
     def _announce(self, newest: Path | None, changes: Sequence[str]) -> None:
         say = self.display.say

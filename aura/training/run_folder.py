@@ -27,7 +27,10 @@ STEP_FOLDER = re.compile(r"step-(\d+)$")
 LEFT_OVER = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>tmp|old)$")  # of `whole_folder`, after a kill
 
 # What the saved weights mean; any other field may change between the parts of a run.
-FIXED = ("audio.", "lora.", "distill.student_layers", "distill.layer_map", "distill.frame_map", "distill.targets")
+FIXED = (
+    *("run.route", "bridge.", "audio.", "lora."),
+    *("distill.student_layers", "distill.layer_map", "distill.frame_map", "distill.targets"),
+)
 FREE = ("audio.max_seconds", "lora.dropout")
 
 

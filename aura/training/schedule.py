@@ -11,11 +11,13 @@ from torch import nn
 from aura.config import DistillConfig, OptimConfig
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with a rate for LoRA, one for the audio embedding and one for the heads; decay on matrices only."""
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: OptimConfig, *, is_bridge: bool = False
+) -> torch.optim.AdamW:
+    """AdamW with a rate for LoRA, one for the audio embedding (or projector) and one for the heads; decay on matrices."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        groups.setdefault((_peak(name, config), parameter.dim() > 1), []).append(parameter)
+        groups.setdefault((_peak(name, config, is_bridge), parameter.dim() > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": members, "lr": peak, "peak": peak, "weight_decay": config.weight_decay if is_matrix else 0.0}
@@ -25,9 +27,9 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimConfig) 
     )
 
 
-def _peak(name: str, config: OptimConfig) -> float:
+def _peak(name: str, config: OptimConfig, is_bridge: bool) -> float:
     if "audio_embedding" in name:
-        return config.embedding_learning_rate
+        return config.projector_learning_rate if is_bridge else config.embedding_learning_rate
     return config.head_learning_rate if name.startswith("heads.") else config.learning_rate
 
 

@@ -21,7 +21,7 @@ from aura.distill.layer_map import layer_pairs
 from aura.distill.loss import DistillHeads
 from aura.errors import AudioError, DataError, RecipeError
 from aura.references import resolve
-from aura.student.checkpoint import new_processor, new_student
+from aura.student.checkpoint import new_bridge, new_processor, new_student
 from aura.student.gate import decoder_layers
 from aura.student.llm import load_llm, load_tokenizer
 from aura.student.model import AuraForConditionalGeneration
@@ -177,14 +177,16 @@ def build_station(recipe: Recipe, train: Any, *, calibrate: bool = True, device:
     seed_everything(recipe.run.seed)
     reference = recipe.student.llm
     llm = load_llm(reference, dtype=recipe.student.dtype, attention=recipe.student.attention_implementation)
+    if recipe.run.route == "bridge":
+        student, processor = _build_bridge(recipe, llm)
+        _place(student, recipe, device)
+        return Station(student=student, processor=processor, objective=Objective(student), targets=None)
     processor = new_processor(load_tokenizer(reference), recipe.audio)
     seed_everything(recipe.run.seed)  # loading may have drawn random numbers
     student = new_student(
         llm, processor, base=reference, audio=recipe.audio, lora=recipe.lora, prompt=recipe.data.prompt
     )
-    if recipe.student.gradient_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    student.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+    _place(student, recipe, device)
     if recipe.teacher.encoder is None:
         return Station(student=student, processor=processor, objective=Objective(student), targets=None)
     teacher = Teacher.load(
@@ -215,6 +217,47 @@ def build_station(recipe: Recipe, train: Any, *, calibrate: bool = True, device:
     return Station(student=student, processor=processor, objective=objective, targets=targets)
 
 
+def _build_bridge(recipe: Recipe, llm: Any) -> tuple[AuraForConditionalGeneration, AuraProcessor]:
+    """The recipe's teacher as the speech encoder, a fresh projector, the LLM."""
+    from aura.bridge.encoder import load_encoder
+
+    encoder = recipe.teacher.encoder
+    assert encoder is not None  # validated with the recipe
+    speech_encoder = load_encoder(encoder, dtype=recipe.student.dtype)
+    check_bins(recipe, speech_encoder.config)
+    tokenizer = load_tokenizer(recipe.student.llm)
+    processor = new_processor(tokenizer, recipe.audio, floor=recipe.bridge.floor)
+    seed_everything(recipe.run.seed)  # loading may have drawn random numbers
+    student = new_bridge(
+        llm,
+        speech_encoder,
+        processor,
+        base=recipe.student.llm,
+        encoder=encoder,
+        audio=recipe.audio,
+        bridge=recipe.bridge,
+        lora=recipe.lora,
+        prompt=recipe.data.prompt,
+    )
+    return student, processor
+
+
+def check_bins(recipe: Recipe, encoder_config: Any) -> None:
+    """Raises `RecipeError` where a bridge's encoder takes other log-mel than the recipe makes."""
+    bins = encoder_config.num_mel_bins
+    if bins != recipe.audio.n_mels:
+        raise RecipeError(
+            f"audio.n_mels is {recipe.audio.n_mels}, but the speech encoder {recipe.teacher.encoder} takes {bins}; set "
+            f"--audio.n_mels {bins}"
+        )
+
+
+def _place(student: AuraForConditionalGeneration, recipe: Recipe, device: torch.device | str) -> None:
+    if recipe.student.gradient_checkpointing:
+        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    student.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types
+
+
 def check_window(recipe: Recipe, train: Any, limit: float) -> None:
     """Refuse, before the first step, rows that the teacher could not hear in a later one.
 
@@ -223,18 +266,22 @@ def check_window(recipe: Recipe, train: Any, limit: float) -> None:
         limit: seconds the teacher hears at most.
 
     Raises:
-        DataError: naming the longest row, its length, slowed down where augmentation does so, and the window.
+        DataError: naming the longest row, its length, slowed down and padded where augmentation does so, and the window.
     """
     name, longest = "data.max_seconds", recipe.data.max_seconds
     if isinstance(train, Sequence):
         name, longest = max(((u.id, part.measure()) for u in train for part in u.audio), key=lambda found: found[1])
     grid = PatchGrid(patch_frames=recipe.audio.patch_frames)
     slowest = min(1.0, recipe.augment.speed[0]) if recipe.augment.speed_probability else 1.0
-    heard = grid.count_seconds(longest / slowest) * grid.patch_samples / SAMPLE_RATE
+    pause = 2 * recipe.augment.silence[1]
+    heard = grid.count_seconds(longest / slowest + pause) * grid.patch_samples / SAMPLE_RATE
     if heard > limit:
-        patches = int(limit * grid.patches_per_second) - (slowest < 1.0)
-        allowed = int(patches / grid.patches_per_second * slowest * 10) / 10
-        slowed = f" ({heard:.1f} s at the lowest augment.speed, {slowest:g})" if slowest < 1.0 else ""
+        patches = int(limit * grid.patches_per_second) - (slowest < 1.0 or pause > 0.0)
+        allowed = int((patches / grid.patches_per_second - pause) * slowest * 10) / 10
+        causes = [f"at the lowest augment.speed, {slowest:g}"] * (slowest < 1.0) + ["with augment.silence"] * (
+            pause > 0.0
+        )
+        slowed = f" ({heard:.1f} s {' and '.join(causes)})" if causes else ""
         raise DataError(
             f"{name} lasts {longest:.1f} s{slowed}; the teacher hears at most {limit:g} s. Split the row, or drop rows that "
             f"long with --data.max_seconds {allowed:g}"

@@ -21,6 +21,7 @@ from aura.student.files import CONFIG, whole_folder
 from aura.student.llm import check_fingerprint
 from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
+from aura.training.average import WeightAverage
 from aura.training.objective import Objective
 from aura.training.run_folder import step_folders
 
@@ -59,6 +60,7 @@ def save_state(
     objective: Objective,
     processor: AuraProcessor,
     optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
     progress: Progress,
     *,
     extra: dict[str, str],
@@ -71,8 +73,9 @@ def save_state(
     """
     target = run / "checkpoints" / f"step-{progress.step:06d}"
     with whole_folder(target) as folder:
-        write_student(folder, objective.student, processor, extra)
-        save_file(_tensors(objective, optimizer), folder / TENSORS)
+        with average.applied():
+            write_student(folder, objective.student, processor, extra)
+        save_file(_tensors(objective, optimizer, average), folder / TENSORS)
         (folder / PROGRESS).write_text(json.dumps(dataclasses.asdict(progress), indent=1))
     for old in step_folders(run)[:-keep_last]:
         shutil.rmtree(old, ignore_errors=True)
@@ -89,8 +92,10 @@ def write_student(
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a saved state back: weights, heads, optimiser. What is random in a step has the step for its seed.
+def load_state(
+    folder: Path, objective: Objective, optimizer: torch.optim.Optimizer, average: WeightAverage
+) -> Progress:
+    """Put a saved state back: weights, heads, optimiser, average. What is random in a step has the step for its seed.
 
     Raises:
         CheckpointError: torn files, or a state of another recipe or another LLM.
@@ -98,7 +103,8 @@ def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimi
     try:
         tensors = load_file(folder / TENSORS)
         progress = Progress(**json.loads((folder / PROGRESS).read_text()))
-        expected = json.loads((folder / CONFIG).read_text())["base_fingerprint"]
+        saved = json.loads((folder / CONFIG).read_text())
+        expected = saved["base_fingerprint"]
     except Exception as error:  # safetensors, json and the file system each raise their own types
         raise CheckpointError(f"{folder} cannot be resumed from: {' '.join(str(error).split())[:200]}") from error
     names = objective.trainable()
@@ -108,7 +114,9 @@ def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimi
     check_fingerprint(
         expected, objective.student.language_model, checkpoint=str(folder), llm=objective.student.config.base_model
     )
-    missing = wanted ^ {name for name in tensors if name.startswith(("weight/", "buffer/"))}
+    _check_speech_encoder(saved, objective.student, folder)
+    wanted |= {f"average/{name}" for name in average.tensors}
+    missing = wanted ^ {name for name in tensors if name.startswith(("weight/", "buffer/", "average/"))}
     wrong = [n for n in names if f"weight/{n}" in tensors and tensors[f"weight/{n}"].shape != names[n].shape]
     if missing or wrong:
         raise CheckpointError(
@@ -118,6 +126,8 @@ def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimi
     with torch.no_grad():
         for name, parameter in names.items():
             parameter.copy_(tensors[f"weight/{name}"])
+        for name, mean in average.tensors.items():
+            mean.copy_(tensors[f"average/{name}"])
         for name, buffer in objective.named_buffers():
             if f"buffer/{name}" in tensors:
                 buffer.copy_(tensors[f"buffer/{name}"])
@@ -133,8 +143,22 @@ def load_state(folder: Path, objective: Objective, optimizer: torch.optim.Optimi
     return progress
 
 
-def _tensors(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
+def _check_speech_encoder(saved: dict[str, Any], student: AuraForConditionalGeneration, folder: Path) -> None:
+    """A bridge goes on with the encoder it started with."""
+    if student.speech_encoder is None:
+        return
+    from aura.bridge.encoder import check_encoder
+
+    check_encoder(
+        saved.get("encoder_fingerprint") or {},
+        student.speech_encoder.encoder,
+        checkpoint=str(folder),
+        reference=student.config.encoder or "",
+    )
+
+
+def _tensors(objective: Objective, optimizer: torch.optim.Optimizer, average: WeightAverage) -> dict[str, torch.Tensor]:
+    tensors = {f"average/{name}": mean.cpu().contiguous() for name, mean in average.tensors.items()}
     for name, parameter in objective.trainable().items():
         tensors[f"weight/{name}"] = parameter.detach().cpu().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
