@@ -9,6 +9,10 @@ from typing import Literal
 
 from cyclopts import App
 
+from aura.cli_label import add_labelling
+from aura.cli_sets import add_sets
+from aura.cli_synthesize import add_synthesis
+
 data = App(name="data", help="Check manifests, and make them from the usual layouts.")
 
 
@@ -151,3 +155,8 @@ def _save(rows: list, out: Path) -> None:
     if skipped := getattr(rows, "skipped", ()):
         print(f"aura: {len(skipped)} bad rows were dropped, e.g. {skipped[0]}", file=sys.stderr)
     print(f"{write_manifest(rows, out)} rows written to {out}. Look at them with: aura data check {out}")
+
+
+add_sets(data, _save)
+add_synthesis(data)
+add_labelling(data)

@@ -1,21 +1,19 @@
-"""The verbs that listen: transcribe, ask, evaluate."""
+"""The verbs that listen: transcribe, ask."""
 
 from __future__ import annotations
 
 import json as json_module
 import os
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
 from aura.errors import AuraError, RecipeError
 
 if TYPE_CHECKING:
-    from aura.evaluation.evaluate import Evaluation
     from aura.inference.engine import Engine
     from aura.inference.transcribe import Transcript
 
@@ -29,11 +27,13 @@ class LoadOptions:
         llm: load the LLM from here (Hub id, folder or pip:) instead of where the checkpoint says.
         device: auto, cpu, cuda or cuda:1 ....
         dtype: of the LLM's weights.
+        decode: lean, or a copy of the weights that decodes faster on CPU: float32, float16, int8; generate: transformers' loop.
     """
 
     llm: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    decode: Literal["auto", "generate", "lean", "float32", "float16", "int8"] = "auto"
 
     def load(self, checkpoint: str) -> Engine:
         from transformers.utils import logging
@@ -43,7 +43,7 @@ class LoadOptions:
         if os.environ.get("TRANSFORMERS_VERBOSITY") == "error":
             logging.set_verbosity_error()
             logging.disable_progress_bar()
-        return load(checkpoint, llm=self.llm, device=self.device, dtype=self.dtype)
+        return load(checkpoint, llm=self.llm, device=self.device, dtype=self.dtype, decode=self.decode)
 
 
 def transcribe(
@@ -164,101 +164,3 @@ def ask(
     engine = options.load(checkpoint)
     engine.ask(clip, question, max_new_tokens=max_new_tokens, stream=lambda text: print(text, end="", flush=True))
     print()
-
-
-def evaluate(
-    checkpoint: str,
-    /,
-    *,
-    manifest: Annotated[list[str], Parameter(consume_multiple=True)],
-    out: Path,
-    task: Literal["transcribe", "answer", "intent"] = "transcribe",
-    data_root: Path | None = None,
-    prompt: str | None = None,
-    limit: int | None = None,
-    split: str | None = None,
-    columns: dict[str, str] | None = None,
-    skip_bad: bool = False,
-    max_new_tokens: int = 128,
-    batch_tokens: int = 2048,
-    batch_items: int = 64,
-    restart: bool = False,
-    options: LoadOptions = LoadOptions(),
-) -> int:
-    """Answer every row of a manifest and score the answers; once interrupted, go on where it stopped.
-
-    Args:
-        checkpoint: folder of a trained adapter, or a Hub id.
-        manifest: manifests or datasets (.jsonl, parquet, folder, hf:NAME).
-        out: folder for report.json and items.jsonl.
-        task: what is scored: transcribe against transcripts (WER), answer against the assistant's turns,
-            intent against labels.
-        data_root: folder that relative audio paths start from; the manifest's own by default.
-        prompt: asked behind the audio instead of what the rows say; by default, rows without messages get
-            what training used.
-        limit: first N rows.
-        split: split of Hugging Face datasets.
-        columns: their column for our field, e.g. --columns.transcript sentence.
-        skip_bad: drop malformed rows with a count instead of stopping.
-        max_new_tokens: tokens per answer at most.
-        batch_tokens: positions per batch.
-        batch_items: utterances per batch at most.
-        restart: do not go on with the items in --out, start over.
-    """
-    from aura.data.manifest import read_utterances
-    from aura.evaluation.evaluate import evaluate as run
-
-    def rows(default_prompt: str | None) -> list[Any]:
-        found: list[Any] = []
-        for source in manifest:
-            read = read_utterances(
-                source,
-                data_root=data_root,
-                prompt=default_prompt,
-                columns=columns,
-                split=split,
-                limit=limit,
-                skip_bad=skip_bad,
-            )
-            found.extend(read)
-            if dropped := getattr(read, "skipped", ()):
-                print(
-                    f"aura: {source}: {len(dropped)} bad rows were dropped, e.g. {dropped[0]}",
-                    file=sys.stderr,
-                )
-        return found
-
-    rows(None)  # a bad manifest is said before the model is loaded
-    engine = options.load(checkpoint)
-    result = run(
-        engine,
-        rows(engine.model.config.prompt),
-        task=task,
-        out=out,
-        max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
-        batch_items=batch_items,
-        prompt=prompt,
-        limit=limit,
-        resume=not restart,
-        command=shlex.join(["aura", *sys.argv[1:]]),
-        settings={"manifests": manifest, "data_root": data_root},
-    )
-    print(summary(result))
-    for error in result.errors:
-        print(f"aura: failed: {error}", file=sys.stderr)
-    return 2 if result.failed == result.items else 0
-
-
-def summary(result: Evaluation) -> str:
-    """The metrics as lines, then where the report lies."""
-    lines = []
-    for name, value in result.metrics.items():
-        if isinstance(value, (list, tuple)):
-            shown = " to ".join(f"{v:.4f}" for v in value)
-        else:
-            shown = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-        lines.append(f"{name:<24} {shown}")
-    if result.failed:
-        lines.append(f"{result.failed} of {result.items} items failed; they are left out of the rates")
-    return "\n".join([*lines, f"report: {result.report}"])

@@ -18,6 +18,7 @@ from aura.data.manifest import read_utterances
 from aura.data.utterance import AudioRef, Utterance
 from aura.errors import DataError
 from aura.evaluation.evaluate import evaluate
+from aura.evaluation.noise import with_noise
 from aura.inference.engine import Engine
 from aura.inference.generate import Generation
 
@@ -176,6 +177,39 @@ def test_answers_and_intents(tmp_path: Path) -> None:
     assert found.metrics["accuracy"] == found.metrics["command_accuracy"] == 0.5
     assert found.metrics["slot_recall"] == 0.75
     assert items_of(tmp_path / "intents")[0]["reference"] == "orderDrink coffeeDrink=mocha; size=small"
+
+
+def test_options_are_chosen_by_likelihood(tmp_path: Path) -> None:
+    label = {"options": ["one", "the other", "in"], "answer": "in"}
+    asked = rows(tmp_path / "data", 3, label=label, task="choice")
+    (tmp_path / "data" / "1.wav").write_bytes(b"")
+    listener = Listener()
+    found = evaluate(listener, asked, out=tmp_path / "out", task="choice")
+    assert listener.asked == []  # nothing is written
+    items = {i["id"]: i for i in items_of(tmp_path / "out")}
+    assert all(items[f"clip{n}"]["hypothesis"] in label["options"] for n in (0, 2))
+    assert items["clip1"]["failed"] and (found.items, found.failed, found.metrics["scored"]) == (3, 1, 2)
+    assert found.metrics["chance"] == pytest.approx(1 / 3) and found.metrics["unparsed"] == 0
+    assert items["clip0"]["reference"] == "in" and found.metrics["accuracy"] in (0.0, 0.5, 1.0)
+
+
+def test_silence_and_the_tables_of_a_report(tmp_path: Path) -> None:
+    quiet = rows(tmp_path / "data", 4, transcript="", speaker="room")
+    found = evaluate(Listener({"clip0": "", "clip1": "..."}), quiet, out=tmp_path / "out", task="silence")
+    assert found.metrics["false_transcript_rate"] == 0.5 and found.metrics["mean_words"] == 1.0
+    (row,) = report_of(tmp_path / "out")["tables"]["by_length"]
+    assert (row["seconds"], row["items"], row["accuracy"]) == ("0 to 1", 4, 0.5)
+
+
+def test_answers_to_other_noise_are_not_mixed_in(tmp_path: Path) -> None:
+    utterances = rows(tmp_path / "data", 2)
+    noise = str(tmp_path / "data" / "1.wav")
+    noisy = with_noise(utterances, noise, [12, 6])
+    found = evaluate(Listener({"clip0@12dB": "word 0"}), noisy, out=tmp_path / "out")
+    assert found.items == 4 and found.metrics["accuracy"] == 0.25
+    assert [row["snr_db"] for row in report_of(tmp_path / "out")["tables"]["by_snr"]] == [6, 12]
+    with pytest.raises(DataError, match="noise"):
+        evaluate(Listener(), with_noise(utterances, noise, [12, 6], seed=1), out=tmp_path / "out")
 
 
 def test_nothing_to_score_against_is_said_before_any_work(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def aura_commands() -> list[tuple[str, list[str]]]:
     """(page, words behind `aura`) of every command."""
     found = []
     for page, text in blocks("(?:sh)?"):
-        for line in text.splitlines():
+        for line in text.replace("\\\n", " ").splitlines():  # a backslash continues a command
             words = shlex.split(line, comments=True) if line.strip() and "'" not in line else line.split()
             if words[:1] == ["aura"]:
                 found.append((page, words[1:]))

@@ -70,14 +70,14 @@ def _librispeech_rows(path: Path, lang: str) -> Iterator[NumberedRow]:
                     "speaker": name.split("-")[0],
                     "lang": lang,
                 }
-            yield f"{path} line {number}", _with_seconds(row), name
+            yield f"{path} line {number}", with_seconds(row), name
 
 
 def _librispeech_audio(folder: Path, name: str) -> Path | None:
     return next((p for suffix in LIBRISPEECH_SUFFIXES if (p := folder / (name + suffix)).exists()), None)
 
 
-def _with_seconds(row: Mapping[str, Any] | DataError) -> Mapping[str, Any] | DataError:
+def with_seconds(row: Mapping[str, Any] | DataError) -> Mapping[str, Any] | DataError:
     """The row with its length, which batches by length need; an unreadable file is a bad row."""
     if isinstance(row, DataError) or row.get("seconds") is not None:
         return row
@@ -131,7 +131,7 @@ def _csv_rows(path: Path, columns: Mapping[str, str], delimiter: str | None, roo
             reader = csv.DictReader(lines, delimiter=separator, **options)
             mapping = map_columns(str(path), list(reader.fieldnames or []), columns)
             for given in reader:
-                row = _with_seconds(_csv_row(given, mapping, root))
+                row = with_seconds(_csv_row(given, mapping, root))
                 yield f"line {reader.line_num}", row, given.get(mapping["audio"])
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason}); expected UTF-8. Convert it with iconv.") from error
@@ -192,7 +192,7 @@ def from_hf(
     for index, utterance in enumerate(utterances):
         try:
             parts = [
-                _extract(part, target / f"{index:07d}{f'-{k}' if k else ''}", audio_format)
+                extract_part(part, target / f"{index:07d}{f'-{k}' if k else ''}", audio_format)
                 for k, part in enumerate(utterance.audio)
             ]
         except AudioError:
@@ -205,24 +205,25 @@ def from_hf(
     return done
 
 
-def _extract(part: AudioRef, stem: Path, audio_format: str) -> AudioRef:
+def extract_part(part: AudioRef, stem: Path, audio_format: str) -> AudioRef:
     """The part as a file: the slice where it is decoded, the whole recording where the bytes are kept."""
     source = part.source
     if audio_format == "original" and not (isinstance(source, Mapping) and source.get("array") is not None):
         file = stem.with_name(stem.name + _suffix(source))
-        _write(file, lambda partial: _copy_bytes(source, partial))
+        write_whole(file, lambda partial: _copy_bytes(source, partial))
         return replace(part, source=str(file), seconds=round(replace(part, source=str(file)).measure(), 3))
     wave = part.load()
     kind = "wav" if audio_format == "wav" else "flac"
     file = stem.with_name(f"{stem.name}.{kind}")
-    _write(
+    write_whole(
         file,
         lambda partial: soundfile.write(partial, wave, SAMPLE_RATE, format=kind.upper(), subtype="PCM_16"),
     )
     return AudioRef(source=str(file), seconds=round(len(wave) / SAMPLE_RATE, 3))
 
 
-def _write(file: Path, fill: Callable[[Path], Any]) -> None:
+def write_whole(file: Path, fill: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all: `fill` gets a temporary name beside it."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         fill(partial)

@@ -52,6 +52,11 @@ def read_dataset(
     return DatasetUtterances(dataset, mapping, locate=locate, prompt=prompt, source=source, skip_bad=skip_bad)
 
 
+def dataset_columns(source: str, *, split: str | None = None, name: str | None = None) -> list[str]:
+    """Names of a dataset's columns, without reading its rows. Raises `DataError` where it cannot be opened."""
+    return list(_open(source, split=split, name=name, streaming=True).features or {})
+
+
 class DatasetUtterances(Sequence[Utterance]):
     """A map-style dataset as utterances: text columns in memory, audio bytes fetched row by row.
 

@@ -223,6 +223,10 @@ def row_from_utterance(utterance: Utterance, root: Path) -> dict[str, Any]:
 def _audio_row(part: AudioRef, root: Path) -> dict[str, Any]:
     if not isinstance(part.source, (str, os.PathLike)):
         raise DataError(f"{part.name}: audio in memory cannot stand in a manifest. Extract it with: aura data from-hf")
+    if type(part) is not AudioRef:  # noise mixed in on the fly would silently be lost
+        raise DataError(
+            f"{part.name}: audio changed on the fly cannot stand in a manifest; expected a recording as it is."
+        )
     audio = Path(part.source).absolute()
     row: dict[str, Any] = {"audio": audio.relative_to(root).as_posix() if audio.is_relative_to(root) else str(audio)}
     optional = (("start", part.start), ("end", part.end), ("seconds", part.seconds))

@@ -87,7 +87,9 @@ def utterance_from_row(
 def _guess_task(row: Mapping[str, Any], messages: tuple[Message, ...], transcript: str | None) -> str:
     if row.get("messages"):
         return "transcribe" if message_text(messages[-1]) == transcript else "answer"
-    return "intent" if row.get("label") is not None else "transcribe"
+    if isinstance(label := row.get("label"), Mapping) and "intent" not in label:
+        return "choice" if "options" in label else "answer"
+    return "intent" if label is not None else "transcribe"
 
 
 def _row_name(row: Mapping[str, Any], part: AudioRef) -> str:

@@ -54,7 +54,8 @@ class Utterance:
 
     id: stable name (the row's id, else the audio's path); audio: one entry for each `{"type": "audio"}` part
     of `messages`, in their order; messages: chat messages, the answer to learn last; task: `transcribe`,
-    `answer`, `intent` or a label of your own; label: intent and slots where there are any.
+    `answer`, `intent` or a name of your own; label: an intent with slots, accepted answers or options, see
+    `label_answer`.
     """
 
     id: str
@@ -107,8 +108,26 @@ def build_messages(
         content = [*content, {"type": "text", "text": prompt}]
     user = {"role": "user", "content": content}
     spoken = transcript is not None and (label is None or task == "transcribe")
-    answer = transcript if spoken or label is None else label_text(label)
+    answer = transcript if spoken or label is None else label_answer(label)
     return (user,) if answer is None else (user, {"role": "assistant", "content": answer})
+
+
+def label_answer(label: Any) -> str:
+    """What a label wants to hear.
+
+    Three kinds: an intent, with slots or not, gives its `label_text`; `{"answers": ["Paris", "the city of Paris"]}`
+    the first of the accepted answers; `{"options": ["A", "B"], "answer": "B"}` the right option.
+
+    Raises:
+        DataError: a label of none of these kinds.
+    """
+    if isinstance(label, Mapping) and "intent" not in label:
+        answers, options = label.get("answers"), label.get("options")
+        if isinstance(answers, (list, tuple)) and answers and all(isinstance(text, str) for text in answers):
+            return answers[0]
+        if isinstance(options, (list, tuple)) and isinstance(label.get("answer"), str) and label["answer"] in options:
+            return label["answer"]
+    return label_text(label)
 
 
 def label_text(label: Any) -> str:
@@ -123,7 +142,10 @@ def label_text(label: Any) -> str:
     if isinstance(label, str):
         return _squeeze(label)
     if not isinstance(label, Mapping) or not isinstance(label.get("intent"), str):
-        raise DataError(f"label {label!r}: expected a string or {{'intent': 'name', 'slots': {{'name': 'value'}}}}.")
+        raise DataError(
+            f"label {label!r:.200}: expected a string or {{'intent': 'name', 'slots': {{'name': 'value'}}}}; a question "
+            "has {'answers': ['text', ...]} or {'options': ['A', 'B'], 'answer': 'B'}."
+        )
     intent = _squeeze(label["intent"])
     given = {name: value for name, value in (label.get("slots") or {}).items() if value is not None}
     slots = {_squeeze(str(name)): _squeeze(str(value)) for name, value in given.items()}

@@ -8,23 +8,26 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from aura.batch.collate import Example
 from aura.batch.prompt import user_message
-from aura.data.utterance import Utterance, label_text
+from aura.data.utterance import Utterance
 from aura.errors import AudioError, AuraError, DataError
+from aura.evaluation.choices import most_likely
 from aura.evaluation.item_log import ItemLog
-from aura.evaluation.metrics import answers, intents, transcription
+from aura.evaluation.noise import noise_settings
 from aura.evaluation.report import write_report
+from aura.evaluation.tables import tables
+from aura.evaluation.tasks import TASKS, Task, TaskScore, get_task, references_of
 from aura.inference.generate import plan_batches, prompt_length
 from aura.progress import Advance, audio_progress
 
 if TYPE_CHECKING:
     from aura.inference.engine import Engine
 
-Task = Literal["transcribe", "answer", "intent"]
-TASKS: tuple[str, ...] = ("transcribe", "answer", "intent")
+__all__ = ["TASKS", "Evaluation", "evaluate", "reference_of"]
+
 CHUNK = 64  # utterances decoded together, so that like lengths can be batched
 
 
@@ -59,7 +62,7 @@ def evaluate(
     engine: Engine,
     utterances: Iterable[Utterance],
     *,
-    task: Task = "transcribe",
+    task: str = "transcribe",
     out: str | os.PathLike[str],
     max_new_tokens: int = 128,
     batch_tokens: int = 2048,
@@ -78,7 +81,9 @@ def evaluate(
     failed items are tried again.
 
     Args:
-        utterances: with transcript (`transcribe`), assistant turn (`answer`) or label (`intent`).
+        utterances: with what the task is scored against: transcript (`transcribe`), assistant turn (`answer`), label
+            (`intent`) ...
+        task: one of `aura.evaluation.tasks.TASKS`.
         out: folder of `report.json` and `items.jsonl`.
         batch_tokens, batch_items: bounds of one batch, see `generate_texts`.
         prompt: asked behind the audio instead of what the utterances' own user turns say.
@@ -91,10 +96,9 @@ def evaluate(
         DataError: nothing to score against, or `out` holds answers given under other settings.
         PromptError, MissingExtraError, AuraError: see `generate_texts`, `transcription`, `ItemLog`.
     """
-    if task not in TASKS:
-        raise DataError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
-    items = _items(itertools.islice(utterances, limit), task)
-    _score(task, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
+    kind = get_task(task)
+    items = _items(itertools.islice(utterances, limit), kind)
+    _score(kind, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
     decides = {
         "checkpoint": engine.checkpoint,
         "adapter": engine.digest,
@@ -102,6 +106,7 @@ def evaluate(
         "task": task,
         "prompt": prompt,
         "max_new_tokens": max_new_tokens,
+        "noise": noise_settings(item.utterance for item in items),
     }
     start = time.monotonic()
     log = Path(out) / "items.jsonl"
@@ -112,12 +117,16 @@ def evaluate(
         pending = [item for item in items if item.id not in kept]
         with audio_progress("evaluating", len(items), show=show_progress) as advance:
             advance(len(items) - len(pending), 0.0)
-            for row in _answer(engine, pending, task, prompt, max_new_tokens, batch_tokens, batch_items, advance):
+            for row in _answer(engine, pending, kind, prompt, max_new_tokens, batch_tokens, batch_items, advance):
                 done.append(row)
         by_id = {row["id"]: row for row in done.rows()}
     rows = [by_id[item.id] for item in items]
     failed = [row for row in rows if row["failed"]]
-    metrics = _score(task, items, [row["hypothesis"] for row in rows])
+    score = _score(kind, items, [row["hypothesis"] for row in rows])
+    metrics = score.metrics
+    extra: dict[str, Any] = {"tables": tables([item.utterance for item in items], score)}
+    if failed:
+        extra["failures"] = [{"id": row["id"], "error": row["error"]} for row in failed]
     report = write_report(
         out,
         metrics=metrics,
@@ -126,7 +135,7 @@ def evaluate(
         timings={**_timings(rows), "this_run_seconds": round(time.monotonic() - start, 3)},
         items=len(rows),
         failed=len(failed),
-        extra={"failures": [{"id": row["id"], "error": row["error"]} for row in failed]} if failed else None,
+        extra=extra,
     )
     return Evaluation(
         metrics=metrics,
@@ -143,37 +152,21 @@ def _items(utterances: Iterable[Utterance], task: Task) -> list[_Item]:
     Raises:
         DataError: no utterances, or some without a reference for the task.
     """
-    items: list[_Item] = []
-    missing: list[str] = []
+    given = list(utterances)
+    ids: list[str] = []
     seen: dict[str, int] = {}
-    for utterance in utterances:
+    for utterance in given:
         seen[utterance.id] = number = seen.get(utterance.id, 0) + 1
-        id_ = utterance.id if number == 1 else f"{utterance.id} ({number})"
-        reference = reference_of(utterance, task)
-        if reference is None:
-            missing.append(id_)
-        items.append(_Item(id=id_, utterance=utterance, reference=reference))
-    if missing:
-        needed = {"transcribe": "'transcript'", "answer": "assistant turn", "intent": "'label'"}[task]
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise DataError(
-            f"{len(missing)} of {len(items)} rows have no {needed} to score against: {shown}. "
-            "Add it to the manifest, or choose another --task."
-        )
-    if not items:
+        ids.append(utterance.id if number == 1 else f"{utterance.id} ({number})")
+    if not given:
         raise DataError("there are no utterances to evaluate; expected at least one row in the manifest")
-    return items
+    references = references_of(task, given, ids)
+    return [_Item(id=i, utterance=u, reference=r) for i, u, r in zip(ids, given, references, strict=True)]
 
 
-def reference_of(utterance: Utterance, task: Task) -> Any:
-    """What an answer is compared with: transcript, assistant turn or label; None where there is none."""
-    has_answer = any(message["role"] == "assistant" for message in utterance.messages)
-    answer = utterance.answer if has_answer else None
-    if task == "intent":
-        return utterance.label
-    if task == "transcribe" and utterance.transcript is not None:
-        return utterance.transcript
-    return answer
+def reference_of(utterance: Utterance, task: str) -> Any:
+    """What an answer is compared with: transcript, assistant turn, label ...; None where there is none."""
+    return get_task(task).reference_of(utterance)
 
 
 def _answer(
@@ -201,6 +194,9 @@ def _answer(
                 yield _row(item, task, error=str(error))
                 advance(1, 0.0)
         decoding = (time.monotonic() - start) / max(1, len(ready))
+        if task.options_of(chunk[0].utterance) is not None:
+            yield from _choose(engine, ready, task, decoding, advance)
+            continue
         for planned in plan_batches(lengths, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
             for at in range(0, len(planned), batch_items):
                 batch = [ready[index] for index in planned[at : at + batch_items]]
@@ -222,6 +218,27 @@ def _answer(
                         used=used,
                     )
                     advance(1, seconds)
+
+
+def _choose(
+    engine: Engine, ready: Sequence[tuple[_Item, Example]], task: Task, decoding: float, advance: Advance
+) -> Iterator[dict[str, Any]]:
+    """A row for each item: the option of the highest likelihood, nothing is written."""
+    from aura.evaluation.routes.answering import Answerer
+
+    answerer = Answerer(engine.model, engine.processor)
+    for item, example in ready:
+        start = time.monotonic()
+        seconds = sum(len(wave) for wave in example.waveforms) / 16_000
+        options = task.options_of(item.utterance) or ()
+        try:
+            chosen = most_likely(options, answerer.score(example, options))
+        except AuraError as error:
+            yield _row(item, task, error=str(error))
+        else:
+            used = time.monotonic() - start + decoding
+            yield _row(item, task, hypothesis=chosen, finished=True, seconds=seconds, used=used)
+        advance(1, seconds)
 
 
 def _question(engine: Engine, utterance: Utterance, prompt: str | None) -> Example:
@@ -248,12 +265,11 @@ def _row(
     used: float = 0.0,
     error: str | None = None,
 ) -> dict[str, Any]:
-    reference = label_text(item.reference) if task == "intent" else item.reference
     return {
         "id": item.id,
-        "reference": reference,
+        "reference": task.written(item.reference),
         "hypothesis": hypothesis,
-        "correct": None if hypothesis is None else _score(task, [item], [hypothesis])["accuracy"] == 1.0,
+        "correct": _score(task, [item], [hypothesis]).correct[0],
         "finished": finished,
         "audio_seconds": seconds,
         "wall_seconds": round(used, 6),
@@ -262,18 +278,9 @@ def _row(
     }
 
 
-def _score(task: Task, items: Sequence[_Item], hypotheses: Sequence[str | None]) -> dict[str, Any]:
-    """The metrics of the task and `accuracy`."""
+def _score(task: Task, items: Sequence[_Item], hypotheses: Sequence[str | None]) -> TaskScore:
     references = [item.reference for item in items]
-    languages = [item.utterance.lang or "en" for item in items]
-    if task == "intent":
-        intent = intents(references, hypotheses).as_dict()
-        return {"accuracy": intent["command_accuracy"], **intent}
-    if task == "answer":
-        answer = answers(references, hypotheses, lang=languages).as_dict()
-        return {"accuracy": answer["exact_match"], **answer}
-    spoken = transcription(references, hypotheses, lang=languages).as_dict()
-    return {"accuracy": spoken["exact_match"], **spoken}
+    return task.score(references, hypotheses, lang=[item.utterance.lang or "en" for item in items])
 
 
 def _timings(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

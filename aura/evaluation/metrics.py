@@ -1,4 +1,4 @@
-"""Numbers about answers: word error rate, exact and numeric match, intents and slots.
+"""Numbers about answers: word error rate, exact and numeric match, choices, intents and slots, silence.
 
 Two rules hold for every metric here:
 
@@ -17,26 +17,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from aura.errors import require
+from aura.evaluation.answers import AnswerScore, answers
+from aura.evaluation.choices import ChoiceScore, choices
 from aura.evaluation.intents import IntentScore, intents
-from aura.evaluation.normalise import characters, normalise, numbers
-from aura.evaluation.scores import (
-    Interval,
-    Languages,
-    Score,
-    aligned,
-    bootstrap_interval,
-    ratio,
-    share_interval,
-)
+from aura.evaluation.normalise import characters, normalise
+from aura.evaluation.scores import Interval, Languages, Score, aligned, bootstrap_interval, ratio
+from aura.evaluation.silence import SilenceScore, silence
 
 __all__ = [
     "AnswerScore",
+    "ChoiceScore",
     "IntentScore",
     "Score",
+    "SilenceScore",
     "TranscriptionScore",
     "answers",
     "bootstrap_interval",
+    "choices",
     "intents",
+    "silence",
     "transcription",
 ]
 
@@ -160,87 +159,6 @@ def _transcription_score(rows: Sequence[TranscriptionItem]) -> TranscriptionScor
         silent_items=len(silent),
         false_transcripts=sum(row.insertions > 0 for row in silent),
         false_words=sum(row.insertions for row in silent),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerItem:
-    """One answer. `numeric` is None where the reference holds no number, all three for a failed item."""
-
-    failed: bool
-    reference: tuple[str, ...]  # normalised, one per accepted answer
-    hypothesis: str | None
-    exact: bool | None
-    contains: bool | None
-    numeric: bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnswerScore(Score):
-    """Shares of the scored items; `numeric_match` of the `numeric_items`, whose reference has a number."""
-
-    exact_match: float | None
-    exact_match_interval: Interval | None
-    contains: float | None
-    numeric_match: float | None
-    numeric_items: int
-
-
-def answers(
-    references: Sequence[str | Sequence[str]], hypotheses: Sequence[str | None], *, lang: Languages = "en"
-) -> AnswerScore:
-    """Exact, contains and numeric match after Whisper's normalisation.
-
-    - exact: normalised texts are equal, so "Seven." matches "7".
-    - contains: the reference's words stand in a row, as whole words, in the hypothesis. An empty reference is
-      contained in an empty hypothesis only.
-    - numeric: the hypothesis *ends* in the reference's numbers, compared by value, so "3 plus 4 is seven"
-      matches "7" and "7 or 8" does not. Our choice, after the last-number convention of arithmetic
-      benchmarks.
-
-    Args:
-        references: the accepted answer, or several of which any one will do.
-        hypotheses: the model's texts, None for an item that failed.
-        lang: language code of all items, or one per item. Number words are read for English only.
-
-    Raises:
-        DataError: lengths differ, or a reference is missing.
-    """
-    langs = aligned(references, hypotheses, lang)
-    rows = [
-        _answer_item([reference] if isinstance(reference, str) else list(reference), hypothesis, code)
-        for reference, hypothesis, code in zip(references, hypotheses, langs, strict=True)
-    ]
-    scored = [row for row in rows if not row.failed]
-    numeric = [row.numeric for row in scored if row.numeric is not None]
-    wrong = [int(not row.exact) for row in scored]
-    return AnswerScore(
-        items=len(rows),
-        scored=len(scored),
-        failed=len(rows) - len(scored),
-        rows=tuple(rows),
-        exact_match=ratio(sum(bool(row.exact) for row in scored), len(scored)),
-        exact_match_interval=share_interval(wrong),
-        contains=ratio(sum(bool(row.contains) for row in scored), len(scored)),
-        numeric_match=ratio(sum(numeric), len(numeric)),
-        numeric_items=len(numeric),
-    )
-
-
-def _answer_item(accepted: Sequence[str], hypothesis: str | None, lang: str | None) -> AnswerItem:
-    references = tuple(normalise(reference, lang) for reference in accepted)
-    if hypothesis is None:
-        return AnswerItem(failed=True, reference=references, hypothesis=None, exact=None, contains=None, numeric=None)
-    text = normalise(hypothesis, lang)
-    wanted = [values for reference in accepted if (values := numbers(reference, lang))]
-    given = numbers(hypothesis, lang)
-    return AnswerItem(
-        failed=False,
-        reference=references,
-        hypothesis=text,
-        exact=text in references,
-        contains=any(f" {ref} " in f" {text} " if ref else not text for ref in references),
-        numeric=any(given[-len(values) :] == values for values in wanted) if wanted else None,
     )
 
 

@@ -21,6 +21,7 @@ _DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 # A digit that stands alone, not one inside 3.5, 1/2, 6:30, 1,000, 7th or mp3.
 _LONE_DIGIT = re.compile(r"(?<![\w.,:/$¢€£])\d(?!\w|[.,:/]\d)")
+_OPERATOR = re.compile(r"[=+*×÷]")  # the normaliser drops them, and 3 + 4 = 7 would be one number
 _MINUS_SIGN = re.compile(r"(?<![\w)])[-−](?=\d)")
 
 
@@ -68,7 +69,7 @@ def numbers(text: str, lang: str | None = "en") -> tuple[Decimal, ...]:
     Number words are read for English only; elsewhere only digits count. Our choices: a spelled-out run of
     digits is one number ("one two three" and "1 2 3" are 123), and units and signs of currency are dropped.
     """
-    text = _MINUS_SIGN.sub("minus ", text)
+    text = _OPERATOR.sub(" by ", _MINUS_SIGN.sub("minus ", text))
     if language(lang) != "en":
         return _values(re.sub(r"(?<=\d),(?=\d{3}\b)", "", text).replace("minus ", "-"))
     # The normaliser joins digits that are words and leaves digits that are digits apart: make them all words.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from aura.errors import AuraError
 from aura.evaluation.item_log import ItemLog
 from aura.evaluation.json_text import plain, replace_text
 
-__all__ = ["ItemLog", "machine", "versions", "write_report"]
+__all__ = ["ItemLog", "folder_of", "machine", "versions", "write_report"]
 
 VERSIONED = ("torch", "transformers", "peft")
 
@@ -74,6 +75,11 @@ def write_report(
     path = Path(folder) / "report.json"
     replace_text(path, text + "\n")
     return path
+
+
+def folder_of(route: str) -> str:
+    """The folder of a route's answers beside a comparison's report: letters, digits and `._-` of its name."""
+    return re.sub(r"[^\w.-]+", "-", route).strip(".-") or "route"
 
 
 def versions() -> dict[str, str | None]:

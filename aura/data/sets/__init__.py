@@ -1,0 +1,1 @@
+"""Public test sets in their published formats -> utterances for `write_manifest`."""
