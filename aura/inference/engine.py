@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,9 @@ from aura.batch.collate import Example
 from aura.batch.prompt import Message, user_message
 from aura.errors import AuraError, ModelError
 from aura.inference.generate import Generation, Progress, generate_texts
+from aura.inference.greedy import DECODES, PRECISIONS, GreedyDecoder, open_decoder
 from aura.inference.messages import example_from_messages, load_limited
+from aura.inference.stream import StreamSession
 from aura.inference.transcribe import MAX_NEW_TOKENS, Transcript, transcribe_each
 from aura.student.checkpoint import load_checkpoint
 from aura.student.lora import lora_parameters
@@ -31,6 +34,7 @@ class Engine:
         model: on its device.
         processor: of the same checkpoint.
         checkpoint: where it came from, for reports.
+        decode: how answers are decoded, see `aura.inference.greedy.DECODES`.
     """
 
     def __init__(
@@ -39,10 +43,14 @@ class Engine:
         processor: AuraProcessor,
         *,
         checkpoint: str = "a model in memory",
+        decode: str = "auto",
     ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.checkpoint = checkpoint
+        self.decode = decode
+        # One pass at a time: the gate of a decoder layer is state of the model.
+        self.lock = threading.RLock()
 
     @cached_property
     def digest(self) -> str:
@@ -52,6 +60,16 @@ class Engine:
         for name, parameter in learnt:
             sha.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
         return sha.hexdigest()[:16]
+
+    @cached_property
+    def decoder(self) -> GreedyDecoder | None:
+        """The decode loop, made at first use; None for transformers' own.
+
+        Raises:
+            ModelError: this LLM or machine cannot decode so.
+        """
+        with self.lock:
+            return open_decoder(self.model, self.decode)
 
     def transcribe(
         self,
@@ -137,6 +155,18 @@ class Engine:
         example = example_from_messages(messages, max_seconds=self.model.config.max_seconds)
         return self._one(example, max_new_tokens, stream)
 
+    def stream(self, **options: Any) -> StreamSession:
+        """A session that is fed audio while somebody speaks, and answers when they stop.
+
+        Args:
+            options: of `StreamSession`: messages, prompt, max_new_tokens, max_seconds.
+
+        Raises:
+            ModelError: a checkpoint that cannot stream (attention pattern `full`, or a bridge).
+            PromptError, AudioError: as `chat`.
+        """
+        return StreamSession(self, **options)
+
     def generate(
         self,
         examples: Sequence[Example],
@@ -146,17 +176,27 @@ class Engine:
         progress: Progress | None = None,
     ) -> list[Generation]:
         """Greedy answers to decoded conversations; see `generate_texts`."""
-        return generate_texts(
-            self.model,
-            self.processor,
-            examples,
-            max_new_tokens=max_new_tokens,
-            batch_tokens=batch_tokens,
-            progress=progress,
-        )
+        with self.lock:
+            return generate_texts(
+                self.model,
+                self.processor,
+                examples,
+                max_new_tokens=max_new_tokens,
+                batch_tokens=batch_tokens,
+                progress=progress,
+                decoder=self.decoder,
+            )
 
     def _one(self, example: Example, max_new_tokens: int, stream: Callable[[str], None] | None) -> str:
-        [answer] = generate_texts(self.model, self.processor, [example], max_new_tokens=max_new_tokens, stream=stream)
+        with self.lock:
+            [answer] = generate_texts(
+                self.model,
+                self.processor,
+                [example],
+                max_new_tokens=max_new_tokens,
+                stream=stream,
+                decoder=self.decoder,
+            )
         return answer.text
 
 
@@ -164,29 +204,41 @@ def load(
     checkpoint: str | os.PathLike[str],
     *,
     llm: str | None = None,
+    encoder: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
     attn_implementation: str = "sdpa",
+    decode: str = "auto",
 ) -> Engine:
-    """Checkpoint folder or Hub id -> `Engine`. No speech encoder is loaded: there is none at run time.
+    """Checkpoint folder or Hub id -> `Engine`. No speech encoder is loaded: only a bridge, the baseline, has one.
 
     Args:
         llm: reference to load the LLM from, instead of the one named in the checkpoint.
+        encoder: the same for the speech encoder of a bridge.
         dtype: of the LLM's weights: float32, bfloat16 or float16.
         device: `auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` ...
         attn_implementation: `sdpa` or `eager`.
+        decode: on CPU in float32: `lean` (the LLM's own weights), or a copy of the weights that decodes faster: `float32`,
+            `float16`, `int8`; `generate` is transformers' own loop, `auto` is `lean` where that can run.
 
     Raises:
         CheckpointError: no checkpoint, or one of another LLM.
         ModelReferenceError: the LLM cannot be found.
-        ModelError: no such device or dtype.
+        ModelError: no such device, dtype or way to decode.
     """
+    if decode not in DECODES:
+        raise ModelError(f"decode is {decode!r}; expected one of {', '.join(DECODES)}")
     if dtype not in DTYPES:
         raise ModelError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     place = pick_device(device)
-    model, processor = load_checkpoint(checkpoint, llm=llm, dtype=dtype, attn_implementation=attn_implementation)
+    model, processor = load_checkpoint(
+        checkpoint, llm=llm, encoder=encoder, dtype=dtype, attn_implementation=attn_implementation
+    )
     model.to(place)  # type: ignore[arg-type]  # its decorator hides the signature
-    return Engine(model, processor, checkpoint=os.fspath(checkpoint))
+    engine = Engine(model, processor, checkpoint=os.fspath(checkpoint), decode=decode)
+    if decode in PRECISIONS:
+        _ = engine.decoder  # the copies are made now, not while somebody waits
+    return engine
 
 
 def pick_device(device: str) -> torch.device:

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, TextStreamer
 from aura.batch.collate import Example, collate
 from aura.batch.prompt import build_prompt
 from aura.errors import PromptError
+from aura.inference.greedy import GreedyDecoder
 from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 
@@ -53,6 +54,7 @@ def generate_texts(
     batch_tokens: int = 2048,
     progress: Progress | None = None,
     stream: Callable[[str], None] | None = None,
+    decoder: GreedyDecoder | None = None,
 ) -> list[Generation]:
     """The model's greedy answers, in the order of the examples, each as if it were alone.
 
@@ -63,6 +65,7 @@ def generate_texts(
         batch_tokens: positions (prompt, answer and padding) of one batch; a single longer example still runs.
         progress: called after each batch.
         stream: called with each piece of text as it comes; for a single example.
+        decoder: the decode loop; None for transformers' own.
 
     Raises:
         PromptError: a conversation that cannot be rendered, or that does not fit into the LLM's context.
@@ -79,7 +82,7 @@ def generate_texts(
         for indices in plan_batches(lengths, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
             batch = [examples[index] for index in indices]
             room = _context(model) - max(lengths[index] for index in indices)
-            generations = _generate_batch(model, processor, batch, min(max_new_tokens, room), stream)
+            generations = _generate_batch(model, processor, batch, min(max_new_tokens, room), stream, decoder)
             results.update(zip(indices, generations, strict=True))
             if progress is not None:
                 progress(len(indices))
@@ -140,10 +143,27 @@ def _generate_batch(
     examples: Sequence[Example],
     max_new_tokens: int,
     stream: Callable[[str], None] | None,
+    decoder: GreedyDecoder | None,
 ) -> list[Generation]:
     tokenizer = processor.tokenizer
     inputs = collate(processor, examples, answer=False).to(model.device).model_inputs()
     ends = end_tokens(model, tokenizer)
+    streamer = None if stream is None else _Stream(tokenizer, stream)
+    if decoder is None:
+        answers = _generate_plainly(model, inputs, max_new_tokens, ends, tokenizer.pad_token_id, streamer)
+    else:
+        answers = _generate_leanly(decoder, inputs, max_new_tokens, ends, streamer)
+    return [_generation(tokenizer, answer, ends) for answer in answers]
+
+
+def _generate_plainly(
+    model: AuraForConditionalGeneration,
+    inputs: dict[str, Any],
+    max_new_tokens: int,
+    ends: list[int],
+    pad: int,
+    streamer: _Stream | None,
+) -> list[list[int]]:
     # What an LLM's own generation_config brings for chat (sampling, penalties) would not be greedy; a
     # repetition penalty would even look the audio placeholder up in the vocabulary.
     config = GenerationConfig(
@@ -155,12 +175,30 @@ def _generate_batch(
         top_p=1.0,
         repetition_penalty=1.0,
         eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=pad,
     )
-    streamer = None if stream is None else _Stream(tokenizer, stream)
     output_BS: Any = model.generate(**inputs, generation_config=config, streamer=streamer)  # type: ignore[misc]
-    answers = output_BS[:, inputs["input_ids"].shape[1] :].tolist()
-    return [_generation(tokenizer, answer, ends) for answer in answers]
+    answers: list[list[int]] = output_BS[:, inputs["input_ids"].shape[1] :].tolist()
+    return answers
+
+
+def _generate_leanly(
+    decoder: GreedyDecoder,
+    inputs: dict[str, Any],
+    max_new_tokens: int,
+    ends: list[int],
+    streamer: _Stream | None,
+) -> list[list[int]]:
+    if streamer is None:
+        return decoder.generate(inputs, max_new_tokens=max_new_tokens, ends=ends)
+    streamer.put(inputs["input_ids"])  # the prompt, which it skips
+
+    def write(token: int) -> None:
+        streamer.put(torch.tensor([token]))
+
+    answers = decoder.generate(inputs, max_new_tokens=max_new_tokens, ends=ends, on_token=write)
+    streamer.end()
+    return answers
 
 
 def _generation(tokenizer: PreTrainedTokenizerBase, token_ids: list[int], ends: Sequence[int]) -> Generation:

@@ -1,0 +1,142 @@
+"""A greedy loop of our own: prefill through the model, then lean steps; rows that are done leave the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+
+from aura.errors import ModelError
+from aura.inference.lean_step import LeanStep, StepCache
+from aura.inference.matvec import PRECISIONS, Precision
+from aura.inference.prefix import PrefixStore
+
+Decode = Literal["auto", "generate", "lean", "float32", "float16", "int8"]
+DECODES = ("auto", "generate", "lean", *PRECISIONS)
+"""`generate`: transformers' own loop. `lean`: our loop over the LLM's own weights. A precision: our loop over copies of
+the weights in it. `auto`: `lean` where it can run, else `generate`."""
+
+LEAVE_SHARE = 0.25  # of a batch that must be done before it is made smaller: the cache is copied for it. Our choice
+MAX_DIFFERENCE = 1e-3  # of the check's logits, relative to the largest: float32 sums differ by 1e-5
+
+
+class GreedyDecoder:
+    """Answers of one model.
+
+    Args:
+        model: an aura student in eval mode, float32 on CPU. Its weights must stay as they are.
+        precision: of the decode steps' copies of the weights, prefill stays as it is; None for no copies.
+
+    Raises:
+        ModelError: the LLM has no lean step; the message says what to choose instead.
+    """
+
+    def __init__(self, model: Any, precision: Precision | None = None) -> None:
+        self.model = model
+        check_step(model, LeanStep(model, None))
+        self.step = LeanStep(model, precision)
+        self.prefixes = PrefixStore(model)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: dict[str, Any],
+        *,
+        max_new_tokens: int,
+        ends: Sequence[int],
+        on_token: Callable[[int], None] | None = None,
+    ) -> list[list[int]]:
+        """Greedy token ids of each row, its end token included.
+
+        Args:
+            inputs: `Batch.model_inputs()`, left-padded.
+            max_new_tokens: of each row.
+            ends: tokens that end a row.
+            on_token: called with the first row's tokens as they come.
+        """
+        token_B, cache = self._prefill(inputs)
+        mask_BS = inputs["attention_mask"]
+        state = StepCache(cache, mask_BS, max_new_tokens)
+        del cache
+        self.step.prepare(mask_BS.shape[1] + max_new_tokens)
+        position_B = mask_BS.sum(dim=1)
+        answers: list[list[int]] = [[] for _ in token_B]
+        rows, done = list(range(len(token_B))), [False] * len(token_B)  # of the batch as it is now
+        ending = frozenset(ends)
+        for count in range(max_new_tokens):
+            for at, token in enumerate(token_B.tolist()):
+                if not done[at]:
+                    answers[rows[at]].append(token)
+                    done[at] = token in ending
+                    if on_token is not None and rows[at] == 0:
+                        on_token(token)
+            if all(done) or count + 1 == max_new_tokens:
+                break
+            if sum(done) >= LEAVE_SHARE * len(done):
+                kept = torch.tensor([at for at, is_done in enumerate(done) if not is_done])
+                state.keep(kept)
+                token_B, position_B = token_B[kept], position_B[kept]
+                rows, done = [rows[at] for at in kept.tolist()], [False] * len(kept)
+            token_B = self.step.logits(self.step(token_B, position_B, state)).argmax(dim=-1)
+            position_B = position_B + 1
+        return answers
+
+    def _prefill(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
+        """First token of each row (B,), and the cache."""
+        ids_BS, mask_BS = inputs["input_ids"], inputs["attention_mask"]
+        rest, cache, known = dict(inputs), None, 0
+        if len(ids_BS) == 1 and bool(mask_BS.all()):
+            cache, known = self.prefixes.start(ids_BS[0].tolist())
+            rest["input_ids"] = ids_BS[:, known:]
+            for name in ("mm_token_type_ids", "position_ids"):
+                if rest.get(name) is not None:
+                    rest[name] = rest[name][:, known:]
+        output = self.model(**rest, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1].argmax(dim=-1), output.past_key_values
+
+
+def open_decoder(model: Any, decode: str) -> GreedyDecoder | None:
+    """The decoder of a name in `DECODES`; None for transformers' own loop.
+
+    Raises:
+        ModelError: no such name, or the LLM cannot run it.
+    """
+    if decode not in DECODES:
+        raise ModelError(f"decode is {decode!r}; expected one of {', '.join(DECODES)}")
+    if decode == "generate":
+        return None
+    if decode in PRECISIONS:
+        return GreedyDecoder(model, decode)  # type: ignore[arg-type]  # checked above
+    try:
+        return GreedyDecoder(model)
+    except ModelError:
+        if decode == "lean":
+            raise
+        return None
+
+
+@torch.no_grad()
+def check_step(model: Any, step: LeanStep) -> None:
+    """Compare two lean steps with the LLM's own passes, on a few of its tokens.
+
+    Raises:
+        ModelError: the LLM computes something else, as another version of its code may.
+    """
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = torch.linspace(0, vocabulary - 1, 12).long().unsqueeze(0)
+    ids[ids == model.config.audio_token_id] = 0
+    own = model(input_ids=ids, use_cache=False, logits_to_keep=2).logits[0].float()
+    cache = model(input_ids=ids[:, :-2], use_cache=True, logits_to_keep=1).past_key_values
+    state = StepCache(cache, torch.ones(1, ids.shape[1] - 2), 2)
+    step.prepare(ids.shape[1])
+    for at in (-2, -1):
+        position = torch.tensor([ids.shape[1] + at])
+        found = step.logits(step(ids[:, at], position, state))[0]
+        expected = own[at]
+        if (found - expected).abs().max() > MAX_DIFFERENCE * expected.abs().max():
+            raise ModelError(
+                f"the lean decode step of {model.language_model.config.model_type} does not give what the LLM's own code of "
+                "this transformers version gives; expected decode='generate' here"
+            )
+
