@@ -9,9 +9,14 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 from aura import __version__
+from aura.cli_bundle import bundle, unbundle
 from aura.cli_chat import chat
 from aura.cli_data import data
-from aura.cli_speech import ask, evaluate, transcribe
+from aura.cli_evaluate import evaluate
+from aura.cli_inspect import inspect
+from aura.cli_report import report
+from aura.cli_serve import serve
+from aura.cli_speech import ask, transcribe
 from aura.cli_train import recipe, train
 from aura.errors import AuraError
 
@@ -26,7 +31,7 @@ app = App(
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
-for verb in (transcribe, ask, chat, evaluate, train, recipe, data):
+for verb in (transcribe, ask, chat, serve, evaluate, report, inspect, train, recipe, bundle, unbundle, data):
     app.command(verb)
 
 

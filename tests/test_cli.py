@@ -29,7 +29,10 @@ from aura.inference.engine import Engine
 from aura.student.checkpoint import save_checkpoint
 
 RATE = 16_000
-VERBS = ("transcribe", "ask", "chat", "evaluate", "train", "recipe", "data")
+VERBS = (
+    *("transcribe", "ask", "chat", "serve", "evaluate", "report", "inspect"),
+    *("train", "recipe", "bundle", "unbundle", "data"),
+)
 HEAVY = ("torch", "transformers", "datasets", "peft", "numpy")
 
 
@@ -361,6 +364,10 @@ def test_overrides_are_yaml() -> None:
         "audio.floor": -5.5,
         "lora.layers": None,
     }
+    several = "--data.train a.jsonl b.jsonl --lora.rank 3 --data.train c.jsonl --lora.rank 4"
+    assert parse_overrides(several.split()) == {"data.train": ["a.jsonl", "b.jsonl", "c.jsonl"], "lora.rank": [3, 4]}
+    with pytest.raises(RecipeError, match=r"lora\.rank"):  # two ranks are no rank; the later one does not quietly win
+        read_recipe(None, parse_overrides(several.split()))
     assert parse_overrides(["--student.llm", "pip:gemma", "--run.name", "@home"]) == {
         "student.llm": "pip:gemma",
         "run.name": "@home",

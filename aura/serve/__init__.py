@@ -1,0 +1,1 @@
+"""`aura serve`: an OpenAI-compatible server, a realtime socket and a page with a microphone."""

@@ -1,0 +1,165 @@
+"""Answers of a realtime session: one at a time, from the live turn where that fits, and what was heard behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from aura.errors import AuraError
+from aura.serve.conversation import Conversation, Entry
+from aura.serve.failures import ApiError, of_aura_error
+from aura.serve.jobs import Completion, Job, Piece
+from aura.serve.realtime_events import ResponseFields, new_id
+from aura.serve.reply import Reply
+from aura.serve.service import Answer
+from aura.serve.turn import Turn
+
+logger = logging.getLogger(__name__)
+
+HEARD_TOKENS = 256  # of the transcript that follows a turn
+
+
+class Answers:
+    """Writes a session's answers.
+
+    Args:
+        session: its conversation, settings and socket.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.id: str | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._following: set[asyncio.Task[None]] = set()
+
+    @property
+    def busy(self) -> bool:
+        return self._task is not None and not self._task.done()
+
+    def begin(self, fields: ResponseFields, turn: Turn | None, max_tokens: int) -> None:
+        """Start an answer.
+
+        Args:
+            turn: the live turn that was committed last, if none has answered it.
+
+        Raises:
+            ApiError: another one is being written.
+        """
+        if self.busy:
+            raise ApiError(
+                400, "an answer is being written; wait for response.done, or cancel it", code="response_active"
+            )
+        self.id = new_id("resp")
+        self._task = asyncio.create_task(self._answer(self.id, fields, turn, max_tokens))
+
+    def stop(self) -> None:
+        """End the answer before its next token."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def wait(self) -> None:
+        """Until the answer has ended, however it does."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop everything."""
+        tasks = [task for task in (self._task, *self._following) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _answer(self, id: str, fields: ResponseFields, turn: Turn | None, max_tokens: int) -> None:
+        reply = Reply(self.session, id=id, keep=fields.conversation != "none", metadata=fields.metadata)
+        await reply.begin()
+        try:
+            async for event in self._events(fields, turn, max_tokens):
+                await reply.take(event)
+            await reply.end("completed" if reply.finished else "incomplete")
+        except asyncio.CancelledError:
+            await asyncio.shield(reply.end("cancelled"))
+        except ApiError as error:
+            await reply.end("failed", error)
+        except AuraError as error:
+            await reply.end("failed", of_aura_error(error))
+        except Exception:
+            logger.exception("a realtime answer failed")
+            await reply.end("failed", ApiError(500, "the model failed on this answer", code="internal_error"))
+        finally:
+            if turn is not None:
+                turn.cancel()
+        if turn is not None and self.session.transcribes:
+            self._follow(turn)
+
+    async def _events(
+        self, fields: ResponseFields, turn: Turn | None, max_tokens: int
+    ) -> AsyncIterator[Piece | Completion]:
+        """Pieces and the completion: from the live turn where it fits the question, else from the whole conversation."""
+        instructions = self.session.instructions if fields.instructions is None else fields.instructions
+        example = self.session.conversation.example(instructions, self.session.prompt)
+        answer = Answer()
+        job: Job = await asyncio.to_thread(
+            lambda: self.session.service.job(self.session.served, example, max_new_tokens=max_tokens, emit=answer.emit)
+        )
+        answer.job = job
+        # The last item is the turn itself: the work done while it was spoken holds if nothing else has changed.
+        before = Conversation(self.session.conversation.entries[:-1]).key(instructions)
+        live = turn is not None and turn.stream is not None and turn.key == before
+        if turn is None or not live or self.session.conversation.last_id != turn.item_id:
+            self.session.service.scheduler.submit(job)
+            async for event in answer.events():
+                yield event
+            return
+        stream = turn.stream
+        sent = ""
+        async for piece in turn.answer():
+            if piece:
+                sent += piece
+                yield Piece(text=piece)
+            if len(stream.token_ids) >= max_tokens or job.expired:
+                break
+        if rest := stream.text.removeprefix(sent):  # half a character that the limit left
+            yield Piece(text=rest)
+        yield Completion(
+            text=stream.text,
+            finished=stream.finished,
+            prompt_tokens=job.prompt_tokens,
+            audio_tokens=job.audio_tokens,
+            completion_tokens=len(stream.token_ids),
+            token_ids=tuple(stream.token_ids),
+            waited=0.0,
+            first_token=stream.first_token_seconds,
+            seconds=0.0,
+        )
+
+    def _follow(self, turn: Turn) -> None:
+        """Write down what was heard, behind the answer, for the client's history."""
+
+        async def write() -> None:
+            heard = Conversation([Entry(id=turn.item_id, role="user", parts=(turn.wave_N,))])
+            answer = Answer()
+            try:
+                example = heard.example(None, self.session.prompt)
+                answer.job = await asyncio.to_thread(
+                    lambda: self.session.service.job(
+                        self.session.served, example, max_new_tokens=HEARD_TOKENS, emit=answer.emit
+                    )
+                )
+                self.session.service.scheduler.submit(answer.job)
+                done = await answer.completion()
+            except ApiError as error:
+                kind = "conversation.item.input_audio_transcription.failed"
+                return await self.session.send(kind, item_id=turn.item_id, content_index=0, error=error.body())
+            await self.session.send(
+                "conversation.item.input_audio_transcription.completed",
+                item_id=turn.item_id,
+                content_index=0,
+                transcript=done.text,
+                usage={"type": "duration", "seconds": round(turn.seconds, 3)},
+            )
+
+        task = asyncio.create_task(write())
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
