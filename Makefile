@@ -1,4 +1,5 @@
 # make demo   train a small adapter on recorded digits and measure it on a speaker it never heard (under 10 minutes)
+# make compare   cascade, bridge, encoder-free and the text ceiling on one LLM, with a page to hear them (trains the bridge first)
 # make test   the test suite            make check  linter and types            make bench  benchmarks
 PYTHON ?= python3
 # The build to install where none is there yet; any torch>=2.9 will do.
@@ -6,7 +7,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-full test test-slow check bench clean
+.PHONY: demo compare test test-slow check bench clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +17,13 @@ $(VENV)/installed: pyproject.toml
 
 demo: $(VENV)/installed
 	$(BIN)/python demo/run.py $(ARGS)
+
+compare: $(VENV)/installed
+	test -f runs/demo/checkpoint/config.json || $(BIN)/aura train --recipe demo/recipe.yaml --resume
+	$(BIN)/aura train --recipe demo/recipe.yaml --route bridge --run.out runs/bridge --resume
+	$(BIN)/aura evaluate --routes aura=runs/demo/checkpoint bridge=runs/bridge/checkpoint cascade text --vad \
+	  --manifest demo/data/held_out.jsonl --task answer --sample 200 --shots 10 --shots-from demo/data/train.jsonl \
+	  --max-new-tokens 5 --out runs/compared
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q
@@ -30,6 +38,7 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/ttft.py
 
 clean:
 	rm -rf $(VENV) runs
