@@ -15,6 +15,7 @@ from aura.cli_data import data
 from aura.cli_evaluate import evaluate
 from aura.cli_inspect import inspect
 from aura.cli_report import report
+from aura.cli_retention import retention
 from aura.cli_serve import serve
 from aura.cli_speech import ask, transcribe
 from aura.cli_train import recipe, train
@@ -31,7 +32,12 @@ app = App(
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
-for verb in (transcribe, ask, chat, serve, evaluate, report, inspect, train, recipe, bundle, unbundle, data):
+VERBS = (
+    *(transcribe, ask, chat, serve),
+    *(evaluate, report, retention, inspect),
+    *(train, recipe, bundle, unbundle, data),
+)
+for verb in VERBS:
     app.command(verb)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -292,15 +292,21 @@ def comparison_summary(result: Comparison) -> str:
     return "\n".join([*text, scope_text(result.content), f"report: {result.report}", f"page: {result.page}"])
 
 
-def summary(result: Evaluation) -> str:
-    """The metrics as lines, then where the report lies."""
+def summary_lines(metrics: Mapping[str, object]) -> list[str]:
+    """A metric a line."""
     lines = []
-    for name, value in result.metrics.items():
+    for name, value in metrics.items():
         if isinstance(value, (list, tuple)):
             shown = " to ".join(f"{v:.4f}" for v in value)
         else:
             shown = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
         lines.append(f"{name:<24} {shown}")
+    return lines
+
+
+def summary(result: Evaluation) -> str:
+    """The metrics as lines, then where the report lies."""
+    lines = summary_lines(result.metrics)
     if result.failed:
         lines.append(f"{result.failed} of {result.items} items failed; they are left out of the rates")
     return "\n".join([*lines, f"report: {result.report}"])

@@ -30,7 +30,7 @@ from aura.student.checkpoint import save_checkpoint
 
 RATE = 16_000
 VERBS = (
-    *("transcribe", "ask", "chat", "serve", "evaluate", "report", "inspect"),
+    *("transcribe", "ask", "chat", "serve", "evaluate", "report", "retention", "inspect"),
     *("train", "recipe", "bundle", "unbundle", "data"),
 )
 HEAVY = ("torch", "transformers", "datasets", "peft", "numpy")

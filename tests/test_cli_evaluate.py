@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+import soundfile
 import tiny
 
 from aura.cli import main
-from aura.cli_evaluate import TaskName
+from aura.cli_evaluate import DataOptions, TaskName
 from aura.data.manifest import read_utterances
 from aura.errors import DataError, RecipeError
 from aura.evaluation import compare
@@ -90,6 +92,24 @@ def test_shots_are_a_fixed_sample_of_other_rows(tmp_path: Path) -> None:
         choose_shots(train, 3, evaluated=train[:1])
     with pytest.raises(DataError, match="10 of 10 rows can serve as examples, 11 are needed"):
         choose_shots(train, 11, evaluated=valid)
+
+
+def test_a_sample_is_spread_and_noise_is_mixed_in(tmp_path: Path) -> None:
+    manifest, noise = tiny.tiny_manifest(tmp_path, count=10), tmp_path / "noise.wav"
+    soundfile.write(noise, 0.1 * np.random.default_rng(0).standard_normal(8_000), 16_000)
+    every = DataOptions().read_all([str(manifest)], None)
+    some = DataOptions(sample=4).read_all([str(manifest)], None)
+    assert [row.id for row in some] == [every[place].id for place in (0, 2, 5, 7)]
+    assert len(DataOptions(sample=99).read_all([str(manifest)], None)) == 10
+    noisy = DataOptions(sample=2, noise=noise, snr=[20.0, 0.0]).read_all([str(manifest)], None)
+    assert [row.id for row in noisy] == [f"{row.id}@{snr}dB" for snr in (20, 0) for row in (every[0], every[5])]
+    clean, loud, louder = (row.audio[0].load() for row in (every[0], noisy[0], noisy[2]))
+    assert 0 < float(np.abs(loud - clean).mean()) < float(np.abs(louder - clean).mean())
+    for wrong in (DataOptions(noise=noise), DataOptions(snr=[3.0])):
+        with pytest.raises(RecipeError, match="expected both or neither"):
+            wrong.read_all([str(manifest)], None)
+    with pytest.raises(RecipeError, match="expected at least 1"):
+        DataOptions(sample=0).read_all([str(manifest)], None)
 
 
 def test_two_real_routes_beside_each_other(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,10 +13,12 @@ import tiny
 import torch
 
 from aura.batch.prompt import build_prompt
+from aura.cli import main
 from aura.errors import DataError
 from aura.evaluation.retention import TextChoice, read_retention, stock_weights, text_retention
 from aura.evaluation.retention_texts import CHOICES, TEXTS
 from aura.inference.engine import Engine
+from aura.student.checkpoint import save_checkpoint
 
 SHORT = ("the one in the other", "on four then no one")
 ASKED = (
@@ -121,3 +123,21 @@ def test_the_set_that_comes_along() -> None:
     assert len(TEXTS) >= 8 and len(CHOICES) >= 16
     assert len({choice.question for choice in CHOICES}) == len(CHOICES)
     assert all(len(set(choice.options)) == len(choice.options) for choice in CHOICES)
+
+
+def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.tiny_llm_folder("llama", tmp_path / "llm")
+    save_checkpoint(tmp_path / "checkpoint", *tiny.tiny_student("llama", base=str(tmp_path / "llm")))
+    own = tmp_path / "own.jsonl"
+    own.write_text(
+        json.dumps({"text": SHORT[0]})
+        + "\n"
+        + json.dumps({"question": "on", "options": ["in", "on"], "answer": 1})
+        + "\n"
+    )
+    argv = ["retention", str(tmp_path / "checkpoint"), "--texts", str(own), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--device", "cpu"]) == 0
+    assert "max_difference" in capsys.readouterr().out
+    report: Any = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["metrics"]["max_difference"] == 0.0 and report["counts"]["items"] == 2
+    assert main(["retention", str(tmp_path / "checkpoint"), "--texts", str(tmp_path / "absent.jsonl")]) == 2

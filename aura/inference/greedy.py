@@ -139,4 +139,3 @@ def check_step(model: Any, step: LeanStep) -> None:
                 f"the lean decode step of {model.language_model.config.model_type} does not give what the LLM's own code of "
                 "this transformers version gives; expected decode='generate' here"
             )
-
