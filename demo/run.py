@@ -77,7 +77,9 @@ def demo(*, resume: bool) -> int:
 
     say(f"3/3  All {len(held_out)} recordings of the held-out speaker.")
     clock = time.monotonic()
-    command = f"aura evaluate {result.checkpoint} --manifest {HELD_OUT} --task answer --out runs/demo/again"
+    command = (
+        f"aura evaluate {result.checkpoint} --manifest {HELD_OUT} --task answer --max-new-tokens 5 --out runs/again"
+    )
     after = evaluate(
         aura.load(result.checkpoint),
         held_out,

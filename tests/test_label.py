@@ -273,6 +273,7 @@ def test_templates_and_first_lines(llm):
 # ---------------------------------------------------------------- a real ASR
 
 
+@pytest.mark.slow
 def test_a_real_asr_is_sure_of_speech_and_not_of_noise(tmp_path, capsys):
     pytest.importorskip("faster_whisper", reason="faster-whisper is not installed")
     soundfile.write(tmp_path / "speech.flac", load_waveform(CLIP), SAMPLE_RATE)

