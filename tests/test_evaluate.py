@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,31 @@ def test_nothing_to_score_against_is_said_before_any_work(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="'sing'"):
         evaluate(listener, utterances, out=tmp_path / "out", task="sing")  # type: ignore[arg-type]
     assert listener.asked == [] and not (tmp_path / "out").exists()
+
+
+def test_other_data_under_the_same_ids_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers to one set of recordings are never scored against another."""
+    engine = Engine(*student(), checkpoint="tiny")
+    first = list(read_utterances(tiny.tiny_manifest(tmp_path, count=3, name="first")))
+    second = list(read_utterances(tiny.tiny_manifest(tmp_path, count=3, seed=5, name="second")))
+    other = [replace(u, audio=o.audio) for u, o in zip(first, second, strict=True)]
+    asked: list[str] = []
+    generate = engine.generate
+
+    def counted(examples: Sequence[Example], **options: Any) -> list[Generation]:
+        asked.extend(example.id for example in examples)
+        return generate(examples, **options)
+
+    monkeypatch.setattr(engine, "generate", counted)
+    for rows, total in ((first, 3), (first, 3), (other, 6)):
+        evaluate(engine, rows, out=tmp_path / "out", max_new_tokens=2, show_progress=False)
+        assert len(asked) == total
+
+
+def test_ids_that_collide_with_numbered_ones(tmp_path: Path) -> None:
+    engine = Engine(*student(), checkpoint="tiny")
+    rows = list(read_utterances(tiny.tiny_manifest(tmp_path, count=3)))
+    rows = [replace(row, id=id_) for row, id_ in zip(rows, ("a", "a", "a (2)"), strict=True)]
+    result = evaluate(engine, rows, out=tmp_path / "out", max_new_tokens=2, show_progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    assert result.items == 3 and len({line["id"] for line in lines}) == 3

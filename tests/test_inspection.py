@@ -574,7 +574,7 @@ def test_the_verb_end_to_end(capsys: pytest.CaptureFixture[str], station: Path) 
     }  # fmt: skip
     assert max(probes["text"]["curves"]["teacher"]["score"]) > 0.8  # loudness is in the log-mel
     assert report["settings"]["teacher"].endswith("whisper") and report["settings"]["positions"] == 150
-    assert {"torch", "aura"} <= set(report["versions"]) and "inspect" in (out / "inspect.md").read_text()
+    assert {"torch", "aura"} <= set(report["versions"]) and "Internalisation" in (out / "inspect.md").read_text()
 
 
 def test_the_same_seed_gives_the_same_numbers(capsys: pytest.CaptureFixture[str], station: Path) -> None:

@@ -246,3 +246,11 @@ def test_tables_of_commands_and_of_clips_that_cannot_be_measured() -> None:
     assert [row["slot_f1"] for row in found["by_speaker"][:2]] == [1.0, pytest.approx(2 / 3)]
     assert [row["accuracy"] for row in found["by_speaker"]] == [1.0, 0.0, None]
     assert found["by_length"][-1]["seconds"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("options", "reply"), [(["5", ".5"], "5"), (["No", "no"], "No"), (["(x)", "x"], "(x)"), (["!", "?"], "!")]
+)
+def test_an_option_to_the_letter_is_that_option(options: list[str], reply: str) -> None:
+    """What was chosen by likelihood is not read again as prose."""
+    assert named_option(reply, options) == reply

@@ -96,10 +96,13 @@ def most_likely(options: Sequence[str], log_likelihoods: Sequence[float], *, per
 def named_option(reply: str, options: Sequence[str]) -> str | None:
     """The one option that a written reply names; None where it names none, or several.
 
-    In this order: the reply is the option; it starts with it ("B. Paris"); it says "the answer is B"; it holds one
+    In this order: the reply is the option, to the letter or but for case and outer punctuation;
+    it starts with it ("B. Paris"); it says "the answer is B"; it holds one
     option only, as whole words. An "A" before a word in lower case is an article, unless "the answer is" stands
     before it. Our choice of rules.
     """
+    if reply.strip() in options:
+        return reply.strip()
     folded = {_folded(option): option for option in options}
     if (text := _folded(reply)) in folded:
         return folded[text]

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aura.batch.collate import Example
-from aura.batch.prompt import user_message
 from aura.data.utterance import Utterance
-from aura.errors import AudioError, AuraError, DataError
+from aura.errors import AudioError, AuraError
 from aura.evaluation.choices import most_likely
 from aura.evaluation.item_log import ItemLog
+from aura.evaluation.measures import Item, items_of
 from aura.evaluation.noise import noise_settings
+from aura.evaluation.question import asked_messages, question_digest
 from aura.evaluation.report import write_report
+from aura.evaluation.routes.llm import llm_digest
 from aura.evaluation.tables import tables
-from aura.evaluation.tasks import TASKS, Task, TaskScore, get_task, references_of
+from aura.evaluation.tasks import TASKS, Task, TaskScore, get_task
 from aura.inference.generate import plan_batches, prompt_length
 from aura.progress import Advance, audio_progress
 
@@ -47,15 +49,6 @@ class Evaluation:
     items: int
     failed: int
     errors: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Item:
-    """An utterance under a name of its own, with the text or label it is scored against."""
-
-    id: str
-    utterance: Utterance
-    reference: Any
 
 
 def evaluate(
@@ -97,11 +90,13 @@ def evaluate(
         PromptError, MissingExtraError, AuraError: see `generate_texts`, `transcription`, `ItemLog`.
     """
     kind = get_task(task)
-    items = _items(itertools.islice(utterances, limit), kind)
+    items = items_of(kind, list(itertools.islice(utterances, limit)))
     _score(kind, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
     decides = {
         "checkpoint": engine.checkpoint,
         "adapter": engine.digest,
+        "llm_digest": llm_digest(engine.model.language_model),
+        "decode": engine.decode,
         "dtype": str(engine.model.language_model.dtype).removeprefix("torch."),
         "task": task,
         "prompt": prompt,
@@ -113,12 +108,13 @@ def evaluate(
     if not resume:
         log.unlink(missing_ok=True)
     with ItemLog(log, settings=decides) as done:
-        kept = done.done_ids(failed=False)
-        pending = [item for item in items if item.id not in kept]
+        kept = {row["id"]: row.get("question") for row in done.rows() if not row["failed"]}
+        names = {item.id: _digest(item, kind, prompt) for item in items}
+        pending = [item for item in items if kept.get(item.id) != names[item.id]]
         with audio_progress("evaluating", len(items), show=show_progress) as advance:
             advance(len(items) - len(pending), 0.0)
             for row in _answer(engine, pending, kind, prompt, max_new_tokens, batch_tokens, batch_items, advance):
-                done.append(row)
+                done.append({**row, "question": names[row["id"]]})
         by_id = {row["id"]: row for row in done.rows()}
     rows = [by_id[item.id] for item in items]
     failed = [row for row in rows if row["failed"]]
@@ -146,22 +142,9 @@ def evaluate(
     )
 
 
-def _items(utterances: Iterable[Utterance], task: Task) -> list[_Item]:
-    """Utterances with their references, ids made unique.
-
-    Raises:
-        DataError: no utterances, or some without a reference for the task.
-    """
-    given = list(utterances)
-    ids: list[str] = []
-    seen: dict[str, int] = {}
-    for utterance in given:
-        seen[utterance.id] = number = seen.get(utterance.id, 0) + 1
-        ids.append(utterance.id if number == 1 else f"{utterance.id} ({number})")
-    if not given:
-        raise DataError("there are no utterances to evaluate; expected at least one row in the manifest")
-    references = references_of(task, given, ids)
-    return [_Item(id=i, utterance=u, reference=r) for i, u, r in zip(ids, given, references, strict=True)]
+def _digest(item: Item, task: Task, prompt: str | None) -> str:
+    """Names the question and what its answer is compared with: rows of other data under the same id are asked again."""
+    return question_digest(item.utterance, prompt=prompt, also=[task.options_of(item.utterance), item.reference])
 
 
 def reference_of(utterance: Utterance, task: str) -> Any:
@@ -171,7 +154,7 @@ def reference_of(utterance: Utterance, task: str) -> Any:
 
 def _answer(
     engine: Engine,
-    items: Sequence[_Item],
+    items: Sequence[Item],
     task: Task,
     prompt: str | None,
     max_new_tokens: int,
@@ -183,7 +166,7 @@ def _answer(
     for first in range(0, len(items), CHUNK):
         chunk = items[first : first + CHUNK]
         start = time.monotonic()
-        ready: list[tuple[_Item, Example]] = []
+        ready: list[tuple[Item, Example]] = []
         lengths: list[int] = []
         for item in chunk:
             try:
@@ -221,7 +204,7 @@ def _answer(
 
 
 def _choose(
-    engine: Engine, ready: Sequence[tuple[_Item, Example]], task: Task, decoding: float, advance: Advance
+    engine: Engine, ready: Sequence[tuple[Item, Example]], task: Task, decoding: float, advance: Advance
 ) -> Iterator[dict[str, Any]]:
     """A row for each item: the option of the highest likelihood, nothing is written."""
     from aura.evaluation.routes.answering import Answerer
@@ -243,11 +226,7 @@ def _choose(
 
 def _question(engine: Engine, utterance: Utterance, prompt: str | None) -> Example:
     """The utterance without its answer, decoded."""
-    messages: list[Any] = list(utterance.messages)
-    if prompt is not None:
-        messages = [user_message(prompt, len(utterance.audio))]
-    elif messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+    messages = asked_messages(utterance, prompt)
     longest = engine.model.config.max_seconds
     for part in utterance.audio:
         if (seconds := part.measure()) > longest:
@@ -256,7 +235,7 @@ def _question(engine: Engine, utterance: Utterance, prompt: str | None) -> Examp
 
 
 def _row(
-    item: _Item,
+    item: Item,
     task: Task,
     *,
     hypothesis: str | None = None,
@@ -278,7 +257,7 @@ def _row(
     }
 
 
-def _score(task: Task, items: Sequence[_Item], hypotheses: Sequence[str | None]) -> TaskScore:
+def _score(task: Task, items: Sequence[Item], hypotheses: Sequence[str | None]) -> TaskScore:
     references = [item.reference for item in items]
     return task.score(references, hypotheses, lang=[item.utterance.lang or "en" for item in items])
 

@@ -57,7 +57,8 @@ class ItemLog:
         if self._file is None:
             raise AuraError(f"{self.path} is closed; open a new ItemLog to go on with it.")
         written = plain(row)
-        data = memoryview((json.dumps(written, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        line = json.dumps(written, ensure_ascii=False, allow_nan=False) + "\n"
+        data = memoryview(line.encode("utf-8", "backslashreplace"))  # half a surrogate pair is no UTF-8
         start = self.path.stat().st_size
         try:
             while data:  # a raw file may take part of the bytes

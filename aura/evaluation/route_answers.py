@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from aura.audio.patches import SAMPLE_RATE
 from aura.batch.collate import Example
-from aura.batch.prompt import user_message
-from aura.data.utterance import AudioRef
 from aura.errors import AudioError, AuraError
 from aura.evaluation.choices import most_likely
 from aura.evaluation.item_log import ItemLog
 from aura.evaluation.measures import Item, score_items
+from aura.evaluation.question import asked_messages, question_digest
 from aura.evaluation.route_host import RouteBroke, RouteHost
 from aura.evaluation.routes.route import Reply
 from aura.evaluation.tasks import Task
@@ -66,31 +63,16 @@ def question_of(item: Item, prompt: str | None) -> Example:
     known = utterance.transcript is not None and len(waveforms) == 1
     return Example(
         id=item.id,
-        messages=_asked(item, prompt),
+        messages=asked_messages(utterance, prompt),
         waveforms=waveforms,
         transcripts=[utterance.transcript] if known else None,  # type: ignore[list-item]
     )
 
 
-def _asked(item: Item, prompt: str | None) -> list[Any]:
-    messages: list[Any] = list(item.utterance.messages)
-    if prompt is not None:
-        return [user_message(prompt, len(item.utterance.audio))]
-    return messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages
-
-
 def digest_of(item: Item, asking: Asking) -> str:
     """Names the question: an item whose turns, recording, options or transcript changed is another one."""
-    audio = [_heard(part) for part in item.utterance.audio]
     options = asking.task.options_of(item.utterance)
-    asked = [_asked(item, asking.prompt), audio, item.utterance.transcript, options]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _heard(part: AudioRef) -> dict[str, Any]:
-    # All fields but the source (bytes, perhaps), so that noise that is mixed in counts as well.
-    own = {field.name: getattr(part, field.name) for field in fields(part) if field.name not in ("source", "seconds")}
-    return {"name": part.name, **own}
+    return question_digest(item.utterance, prompt=asking.prompt, also=[options])
 
 
 def pending_items(candidate: Candidate, items: Sequence[Item], asking: Asking) -> list[Item]:
@@ -110,6 +92,7 @@ def answer_items(
         AuraError: a route's process ended, or a log cannot be written. Rows so far are kept.
     """
     pending = {c.name: {item.id for item in pending_items(c, items, asking)} for c in candidates}
+    scoring: set[str] = set()  # routes that can tell likelihoods: what they fail on is a failure, not one to write
     for first in range(0, len(items), asking.chunk):
         chunk = items[first : first + asking.chunk]
         wanted = [item for item in chunk if any(item.id in ids for ids in pending.values())]
@@ -118,7 +101,7 @@ def answer_items(
         for candidate in candidates:
             mine = [item for item in wanted if item.id in pending[candidate.name]]
             heard = [item for item in mine if item.id in questions]
-            replies = _answer_chunk(candidate.host, heard, questions, asking, advance)
+            replies = _answer_chunk(candidate.host, heard, questions, asking, advance, scoring)
             advance(len(mine) - len(heard), sum(seconds[item.id] for item in heard))
             for row in _rows(mine, {**unheard, **replies}, seconds, asking):
                 candidate.log.append(row)
@@ -137,13 +120,22 @@ def _decode(items: Sequence[Item], prompt: str | None) -> tuple[dict[str, Exampl
 
 
 def _answer_chunk(
-    host: RouteHost, items: Sequence[Item], questions: Mapping[str, Example], asking: Asking, advance: Advance
+    host: RouteHost,
+    items: Sequence[Item],
+    questions: Mapping[str, Example],
+    asking: Asking,
+    advance: Advance,
+    scoring: set[str],
 ) -> dict[str, Reply]:
-    """Replies by id: chosen by likelihood where there are options and the route can tell, else in writing."""
+    """Replies by id: chosen by likelihood where there are options and the route can tell, else in writing.
+
+    Args:
+        scoring: names of routes that have told a likelihood; added to.
+    """
     replies: dict[str, Reply] = {}
     for item in items:
         if (options := asking.task.options_of(item.utterance)) is not None and (
-            chosen := _choose(host, questions[item.id], options)
+            chosen := _choose(host, questions[item.id], options, scoring)
         ) is not None:
             replies[item.id] = chosen
     advance(len(replies), 0.0)
@@ -151,14 +143,15 @@ def _answer_chunk(
     return replies | dict(zip((q.id for q in written), _answer(host, written, asking, advance), strict=True))
 
 
-def _choose(host: RouteHost, question: Example, options: Sequence[str]) -> Reply | None:
-    """The likeliest option; None where the route cannot tell (or not for this question)."""
+def _choose(host: RouteHost, question: Example, options: Sequence[str], scoring: set[str]) -> Reply | None:
+    """The likeliest option; None where the route has never told one; failed where it has, and not for this question."""
     start = time.perf_counter()
     try:
         text = most_likely(options, host.score(question, options))
     except (AuraError, RouteBroke) as error:
         _stop_if_gone(host, error)
-        return None
+        return _failed(error) if host.facts.name in scoring else None
+    scoring.add(host.facts.name)
     return Reply(text=text, finished=True, new_tokens=0, wall_seconds=time.perf_counter() - start)
 
 

