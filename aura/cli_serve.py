@@ -18,10 +18,12 @@ def serve(
     port: int = 8000,
     api_key_file: Path | None = None,
     cors: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
     max_requests: int = 64,
     max_sessions: int = 8,
     max_bytes: int = 25 * 1024 * 1024,
     max_recording_seconds: float = 1500.0,
+    max_audio_parts: int = 16,
     max_new_tokens: int = 2048,
     timeout: float = 300.0,
     batch_tokens: int = 4096,
@@ -39,10 +41,12 @@ def serve(
         port: 0 picks a free one.
         api_key_file: a file with one API key a line; lines that begin with # are comments.
         cors: origins whose pages may call the API, e.g. --cors https://example.org.
+        hosts: further names by which clients call the server, e.g. that of a proxy in front of it.
         max_requests: requests in work or waiting; further ones get 429.
         max_sessions: realtime sessions at once.
         max_bytes: largest body of a request.
-        max_recording_seconds: longest recording to transcribe.
+        max_recording_seconds: longest recording to transcribe, and all recordings of a chat together.
+        max_audio_parts: recordings of one chat.
         max_new_tokens: largest max_tokens that a client may ask for.
         timeout: seconds a request may take.
         batch_tokens: positions per batch.
@@ -63,10 +67,12 @@ def serve(
         port=port,
         api_keys=read_keys(api_key_file),
         cors=cors,
+        hosts=hosts,
         max_requests=max_requests,
         max_sessions=max_sessions,
         max_bytes=max_bytes,
         max_recording_seconds=max_recording_seconds,
+        max_audio_parts=max_audio_parts,
         max_new_tokens=max_new_tokens,
         default_new_tokens=min(ServeOptions.default_new_tokens, max_new_tokens),
         timeout=timeout,

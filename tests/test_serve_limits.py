@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import json
@@ -14,21 +15,29 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
 import soundfile
+import torch
 from serving import KEY, audio_message, b64, checkpoints, load_all, serving, until, wav
 
+import aura.serve.chat
+import aura.serve.guard
 import aura.serve.scheduler
 from aura.cli import main
 from aura.cli_serve import read_keys
 from aura.errors import RecipeError
 from aura.serve.decode import decode_batch
+from aura.serve.guard import hosts_of
+from aura.serve.jobs import Piece, Sampling
+from aura.serve.listen import audio_of_base64
 from aura.serve.logs import JsonLines
 from aura.serve.options import ServeOptions
+from aura.serve.rows import Row
 from aura.serve.server import Server
 
 
@@ -136,6 +145,32 @@ def test_pages_of_other_origins_are_kept_out(models: Any) -> None:
         assert "access-control-allow-origin" not in headers
 
 
+def test_foreign_names_of_this_machine_are_refused(models: Any) -> None:
+    def call(server: Server, host: str) -> tuple[int, Any]:
+        port = server.socket.getsockname()[1]
+        host = host.replace("PORT", str(port))
+        status, _, body = raw(server, "GET", "/v1/models", headers={"Host": host, "Origin": f"http://{host}"})
+        return status, body
+
+    with serving(models, cors=("https://friend.example:8443",), hosts=("mine.example",)) as server:
+        for host in ("localhost:PORT", "LOCALHOST", "127.0.0.1:1", "[::1]:PORT", "friend.example", "mine.example:PORT"):
+            assert call(server, host)[0] == 200, host
+        for host in (
+            "evil.example:PORT",
+            "evil.example",
+            "localhost.evil.example",
+            "x@localhost",
+            "[::1].evil",
+            "::1",
+            "",
+        ):
+            status, body = call(server, host)
+            assert status == 403, host
+            assert_error(body, "host")
+    assert hosts_of(ServeOptions(host="0.0.0.0")) is None and hosts_of(ServeOptions(cors=("*",))) is None
+    assert "127.0.0.2" in (hosts_of(ServeOptions(host="127.0.0.2")) or ())
+
+
 def test_loopback_is_the_default_and_a_taken_port_is_one_line(
     specs: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +235,48 @@ def test_an_hour_of_silence_in_a_chat_ends_at_the_limit(models: Any) -> None:
         assert time.monotonic() - start < 10
 
 
+def test_many_recordings_share_one_limit_and_are_counted(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[float] = []
+
+    def counting(text: str, *, max_seconds: float, param: str) -> Any:
+        decoded.append(max_seconds)
+        return audio_of_base64(text, max_seconds=max_seconds, param=param)
+
+    monkeypatch.setattr(aura.serve.chat, "audio_of_base64", counting)
+    [part] = audio_message(bomb(20, "FLAC"), form="flac")["content"]
+    with serving(models, max_recording_seconds=50.0, max_audio_parts=4) as server:
+        with pytest.raises(openai.APIStatusError) as caught:
+            ask(
+                client_of(server),
+                messages=[{"role": "user", "content": [part] * 2}, {"role": "user", "content": [part]}],
+            )
+        assert caught.value.status_code == 413 and caught.value.code == "audio_too_long"
+        assert "together longer than 50 s" in caught.value.message
+        assert decoded[-2:] == [30.0, 10.0]
+        decoded.clear()
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask(client_of(server), messages=[{"role": "user", "content": [part] * 5}])
+        assert refused.value.code == "too_many_recordings" and not decoded
+        assert ask(client_of(server), messages=[audio_message(wav())]).choices
+
+
+def test_a_body_that_trickles_in_gives_its_seat_back(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aura.serve.guard, "BODY_SECONDS", 0.6)
+    with serving(models) as server, socket.create_connection(server.socket.getsockname()[:2], timeout=5) as slow:
+        slow.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 1000\r\n\r\n"
+        )
+        start, slow_answer = time.monotonic(), b""
+        slow.settimeout(0.1)
+        while not slow_answer and time.monotonic() < start + 5:
+            slow.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                slow_answer = slow.recv(100)
+        assert b" 408 " in slow_answer and time.monotonic() - start < 3
+        assert until(lambda: server.service.in_work == 0)
+
+
 def test_a_bomb_behind_a_lying_header_ends_at_the_limit(models: Any) -> None:
     from aura.serve.failures import ApiError
     from aura.serve.listen import Upload, checked_source
@@ -241,7 +318,7 @@ def test_beyond_the_queue_is_429_with_a_time(models: Any, slow: threading.Event)
         for thread in (*threads, patient):
             thread.join(30)
         assert len(found) == 3 and len({reply.choices[0].message.content for reply in found}) == 1
-        assert server.service.in_work == 0
+        assert until(lambda: server.service.in_work == 0)
 
 
 def test_time_is_up(models: Any, slow: threading.Event) -> None:
@@ -309,6 +386,78 @@ def test_a_failing_batch_is_one_500_and_the_next_one_runs(models: Any, monkeypat
                 ask(client)
         assert caught.value.code == "internal_error" and "secret" not in caught.value.message
         assert ask(client).choices
+
+
+def test_one_row_that_breaks_a_batch_does_not_break_the_others(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def decode(engine: Any, jobs: Any, *, between: Any) -> None:
+        sizes.append(len(jobs))
+        if any(job.sampling.seed == 13 for job in jobs):
+            raise RuntimeError("probability tensor contains inf")
+        if len(jobs) == 2:  # fails on its way, when the first of them has been read already
+            jobs[0].emit(Piece(text="x"))
+            jobs[0].heard_of = True
+            raise RuntimeError("later")
+        decode_batch(engine, jobs, between=between)
+
+    def together(server: Server, *seeds: int) -> dict[int, Any]:
+        found: dict[int, Any] = {}
+
+        def one(seed: int) -> None:
+            try:
+                found[seed] = ask(client_of(server), seed=seed, temperature=0.5)
+            except openai.APIStatusError as error:
+                found[seed] = error.status_code
+
+        threads = [threading.Thread(target=one, args=(seed,)) for seed in seeds]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        return found
+
+    monkeypatch.setattr(aura.serve.scheduler, "decode_batch", decode)
+    with serving(models, batch_window=1.0) as server:
+        found = together(server, 1, 13, 2)
+        assert sizes == [3, 1, 1, 1]
+        assert found[13] == 500 and found[1].choices and found[2].choices
+        sizes.clear()
+        found = together(server, 1, 2)
+        assert sizes == [2, 1] and sorted(map(str, found.values()))[0] == "500", "what was read cannot begin again"
+        assert sum(reply != 500 for reply in found.values()) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-5, 1e-40, 1e-300])
+def test_hardly_any_temperature_takes_the_likeliest(models: Any, temperature: float) -> None:
+    with serving(models) as server:
+        greedy = ask(client_of(server)).choices[0].message.content
+        for top_p in (1.0, 1e-300):
+            assert ask(client_of(server), temperature=temperature, top_p=top_p).choices[0].message.content == greedy
+
+
+def test_scores_that_are_no_numbers_still_choose() -> None:
+    job: Any = SimpleNamespace(max_new_tokens=4, sampling=Sampling(temperature=0.5, top_p=0.9, seed=0))
+    row = Row(job, None, (), 10)
+    assert row.choose(torch.tensor([0.0, float("inf"), 1.0])) == 1
+    assert row.choose(torch.tensor([0.0, float("nan"), 1.0])) == 2
+    assert row.choose(torch.tensor([float("nan")] * 3)) in range(3)
+
+
+@pytest.mark.parametrize("peak", [1e30, 1001.0, float("inf")])
+def test_absurdly_loud_audio_is_refused(models: Any, peak: float) -> None:
+    file = io.BytesIO()
+    samples = np.full(16_000, 0.1, np.float32)
+    samples[9_000] = -peak
+    soundfile.write(file, samples, 16_000, format="WAV", subtype="FLOAT")
+    with serving(models) as server:
+        client = client_of(server)
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(client, messages=[audio_message(file.getvalue())])
+        assert caught.value.code == "invalid_audio"
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.audio.transcriptions.create(model="one", file=("a.wav", file.getvalue()))
+        assert caught.value.code == "invalid_audio"
 
 
 # --- the end --------------------------------------------------------------------------------------------------

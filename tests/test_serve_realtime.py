@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -20,6 +21,7 @@ from websockets.sync.client import connect
 
 from aura.inference.engine import load
 from aura.serve.server import Server
+from aura.serve.turn import Turn
 
 TOKENS = 10
 
@@ -389,26 +391,27 @@ def test_silence_ends_a_session_and_leaving_frees_it(models: Any) -> None:
 # --- turns without a button -----------------------------------------------------------------------------------
 
 
+class Loud:
+    """Speech is what is louder than nothing; 0.3 s of nothing ends it."""
+
+    def __init__(self, **options: Any) -> None:
+        self.silence = round(options["min_silence"] * 16_000)
+        self.reset()
+
+    def reset(self) -> None:
+        self.quiet, self.speaking = 0, False
+
+    def feed(self, samples: np.ndarray) -> str:
+        if np.abs(samples).max() > 0.01:
+            self.quiet, self.speaking = 0, True
+            return "speech"
+        self.quiet += len(samples)
+        if self.speaking and self.quiet >= self.silence:
+            return "end"
+        return "speech" if self.speaking else "silence"
+
+
 def test_the_server_finds_the_end_of_speech(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Loud:
-        """Speech is what is louder than nothing; 0.3 s of nothing ends it."""
-
-        def __init__(self, **options: Any) -> None:
-            self.silence = round(options["min_silence"] * 16_000)
-            self.reset()
-
-        def reset(self) -> None:
-            self.quiet, self.speaking = 0, False
-
-        def feed(self, samples: np.ndarray) -> str:
-            if np.abs(samples).max() > 0.01:
-                self.quiet, self.speaking = 0, True
-                return "speech"
-            self.quiet += len(samples)
-            if self.speaking and self.quiet >= self.silence:
-                return "end"
-            return "speech" if self.speaking else "silence"
-
     monkeypatch.setattr("aura.inference.endpoint.Endpointer", Loud)
     nothing = np.zeros(16_000, "<i2").tobytes()
     with Talk(server) as talk:
@@ -424,3 +427,67 @@ def test_the_server_finds_the_end_of_speech(server: Server, monkeypatch: pytest.
             stopped = talk.until("input_audio_buffer.speech_stopped")
             assert 900 < stopped["audio_end_ms"] - started["audio_start_ms"] < 1800
             assert talk.until("response.done")["response"]["status"] in ("completed", "incomplete")
+
+
+def test_speech_without_a_pause_is_cut_and_the_session_goes_on(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aura.inference.endpoint.Endpointer", Loud)
+    nothing = np.zeros(16_000, "<i2").tobytes()
+    turn_detection = {"type": "server_vad", "silence_duration_ms": 300}
+    with serving(models, max_recording_seconds=3.0) as server, Talk(server) as talk:
+        talk.configure(audio=fmt(16_000, turn_detection=turn_detection), max_output_tokens=3)
+        talk.speak(pcm_at(16_000, 5.0) + nothing, 64_000)
+        error = talk.error()
+        assert error["code"] == "audio_too_long" and "the rest of it is left out" in error["message"]
+        talk.until("response.done")  # `until` would stumble over a second error
+        items = [event["item"]["id"] for event in talk.events if event["type"] == "conversation.item.done"]
+        assert len(items) == 2
+        # Beside three seconds there is no room for more: the turn is refused, forgotten, and the next one begins anew.
+        talk.speak(pcm_at(16_000, 1.0) + nothing + pcm_at(16_000, 1.0) + nothing, 128_000)
+        assert [talk.error()["code"] for _ in range(2)] == ["session_full"] * 2
+        for item in items:
+            talk.send("conversation.item.delete", item_id=item)
+            talk.until("conversation.item.deleted")
+        talk.speak(pcm_at(16_000, 1.0) + nothing)
+        started = talk.until("input_audio_buffer.speech_started")["item_id"]
+        assert talk.until("input_audio_buffer.committed")["item_id"] == started
+        assert talk.until("response.done")["response"]["usage"]["input_tokens"] > 0
+
+
+# --- what the model does wrong --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["_open", "_feed", "_partial"])
+def test_a_live_turn_that_fails_is_answered_from_the_whole(
+    server: Server, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a secret path")
+
+    if where == "_open":
+        monkeypatch.setattr(Turn, "_open", broken)
+    else:
+        name = "feed" if where == "_feed" else "partial_steps"
+        monkeypatch.setattr(f"aura.inference.stream.StreamSession.{name}", broken)
+    with Talk(server) as talk:
+        talk.configure(audio=fmt(16_000, transcription={"model": "x"}), max_output_tokens=TOKENS)
+        talk.speak(pcm_at(16_000, 12.0), 64_000)
+        talk.send("input_audio_buffer.commit")
+        assert talk.answer()
+
+
+def test_a_turn_whose_worker_dies_does_not_hang(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dies(self: Turn) -> None:
+        await asyncio.sleep(0.3)
+        raise RuntimeError("a secret path")
+
+    with Talk(server) as talk:
+        talk.configure(audio=fmt(16_000), max_output_tokens=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(Turn, "_work", dies)
+            talk.speak(pcm_at(16_000, 12.0), 64_000)
+            talk.send("input_audio_buffer.commit")
+            error = talk.error()
+        assert error["code"] == "internal_error" and "secret" not in error["message"]
+        talk.speak(pcm_at(16_000))
+        talk.send("input_audio_buffer.commit")
+        assert talk.answer() is not None

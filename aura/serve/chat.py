@@ -8,10 +8,12 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from aura.audio.waveform import SAMPLE_RATE
 from aura.batch.collate import Example
 from aura.serve.failures import ApiError
 from aura.serve.jobs import Completion, Piece, Sampling
@@ -75,11 +77,12 @@ def example_of(service: Service, served: Served, body: ChatRequest) -> Example:
     """Messages with their audio decoded; OpenAI's `developer` is what LLMs call `system`.
 
     Raises:
-        ApiError: audio that cannot be heard, or is longer than the checkpoint takes.
+        ApiError: audio that cannot be heard, is longer than the checkpoint takes, or is more than a request may hold.
     """
-    limit = served.engine.model.config.max_seconds
+    _check_number(service, body)
     messages: list[dict[str, Any]] = []
-    waveforms = []
+    waveforms: list[np.ndarray] = []
+    total = 0.0
     for number, message in enumerate(body.messages):
         role = "system" if message.role == "developer" else message.role
         content: Any = message.content
@@ -88,14 +91,44 @@ def example_of(service: Service, served: Served, body: ChatRequest) -> Example:
             for place, part in enumerate(message.content):
                 if isinstance(part, AudioPart):
                     param = f"messages[{number}].content[{place}].input_audio.data"
-                    data = part.input_audio.data
-                    wave_N = service.decode(lambda d=data, p=param: audio_of_base64(d, max_seconds=limit, param=p))  # type: ignore[misc]
+                    wave_N = _heard(service, served, part.input_audio.data, total, param)
+                    total += len(wave_N) / SAMPLE_RATE
                     waveforms.append(wave_N)
                     content.append({"type": "audio"})
                 else:
                     content.append({"type": "text", "text": part.text})
         messages.append({"role": role, "content": content})
     return Example(id="the conversation", messages=messages, waveforms=waveforms)
+
+
+def _check_number(service: Service, body: ChatRequest) -> None:
+    contents = [message.content for message in body.messages if isinstance(message.content, list)]
+    number = sum(isinstance(part, AudioPart) for content in contents for part in content)
+    if number > service.options.max_audio_parts:
+        raise ApiError(
+            400,
+            f"the messages hold {number} recordings; expected at most {service.options.max_audio_parts}."
+            " Join them, or leave out old ones",
+            code="too_many_recordings",
+            param="messages",
+        )
+
+
+def _heard(service: Service, served: Served, data: str, total: float, param: str) -> np.ndarray:
+    """One recording, behind others of `total` seconds: few bytes may hold hours, so their sum is bounded as well."""
+    longest = served.engine.model.config.max_seconds
+    left = max(0.0, service.options.max_recording_seconds - total)
+    try:
+        return service.decode(lambda: audio_of_base64(data, max_seconds=min(longest, left), param=param))
+    except ApiError as error:
+        if error.code != "audio_too_long" or left >= longest:
+            raise
+        raise ApiError(
+            413,
+            f"the recordings are together longer than {service.options.max_recording_seconds:g} s; send fewer of them",
+            code="audio_too_long",
+            param=param,
+        ) from error
 
 
 async def _chunks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import ipaddress
 import json
 import logging
 import time
@@ -15,12 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aura.serve.failures import ApiError
+from aura.serve.options import ServeOptions
 from aura.serve.scheduler import stopping
 from aura.serve.service import Service
 
 logger = logging.getLogger(__name__)
 
-BODY_SECONDS = 30.0  # between two pieces of a body
+PIECE_SECONDS = 30.0  # between two pieces of a body
+BODY_SECONDS = 60.0  # for the whole of it: a body that trickles in holds a seat
 DISCARDED = 4  # times the limit is read and thrown away, so that the client reads our 413 and not a broken pipe
 SUBPROTOCOL_KEY = "openai-insecure-api-key."  # how browsers, which cannot set headers, send theirs
 CLOSED = {401: 4401, 403: 4403, 404: 4404, 429: 4429, 503: 1012}  # close codes where no HTTP answer is possible
@@ -38,6 +41,7 @@ class Guard:
         self.app = app
         self.service = service
         self.keys = [key.encode() for key in service.options.api_keys]
+        self.hosts = hosts_of(service.options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -60,6 +64,7 @@ class Guard:
 
     def _admit(self, scope: Scope, seated: bool) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._check_host(headers)
         self._check_origin(headers)
         if scope["path"].startswith("/v1/") or scope["path"] == "/metrics":
             self._check_key(headers, scope)
@@ -74,6 +79,16 @@ class Guard:
                 f"{self.service.in_work} requests are in work or waiting, as many as this server takes; try again soon",
                 code="queue_full",
                 headers=self.service.retry_after(),
+            )
+
+    def _check_host(self, headers: dict[bytes, bytes]) -> None:
+        """A foreign name that resolves to this machine would make its pages look like ours: DNS rebinding."""
+        if self.hosts is not None and _host_name(headers.get(b"host", b"").decode("latin-1")) not in self.hosts:
+            raise ApiError(
+                403,
+                "the server may not be called by this name; expected localhost or 127.0.0.1,"
+                " or a host that its operator allows with --cors",
+                code="host",
             )
 
     def _check_origin(self, headers: dict[bytes, bytes]) -> None:
@@ -107,16 +122,20 @@ class Guard:
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """`receive` that counts a body's bytes and does not wait for ever for the next ones."""
         limit, seen, whole = self.service.options.max_bytes, 0, False
+        deadline: float | None = None
 
         async def counted() -> Message:
-            nonlocal seen, whole
+            nonlocal seen, whole, deadline
             if whole:
                 return await receive()
+            deadline = deadline or time.monotonic() + BODY_SECONDS
             try:
-                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+                message = await asyncio.wait_for(receive(), min(PIECE_SECONDS, deadline - time.monotonic()))
             except asyncio.TimeoutError as error:
                 raise HTTPException(
-                    408, f"no more of the body came within {BODY_SECONDS:g} s; send it again"
+                    408,
+                    f"the body did not come within {BODY_SECONDS:g} s, or nothing of it for {PIECE_SECONDS:g} s;"
+                    " send it again",
                 ) from error
             seen += len(message.get("body", b""))
             whole = not message.get("more_body", False)
@@ -170,6 +189,30 @@ class _Line:
 
 def too_large(limit: int) -> ApiError:
     return ApiError(413, f"the body is larger than {limit} bytes; send less audio at once", code="too_large")
+
+
+def hosts_of(options: ServeOptions) -> frozenset[str] | None:
+    """Names by which the server may be called; None for any."""
+    if "*" in options.cors or not (options.hosts or _is_loopback(options.host)):
+        return None
+    friends = {_host_name(_netloc(origin)) for origin in options.cors}
+    own = {"localhost", "127.0.0.1", "[::1]", _host_name(f"[{options.host}]" if ":" in options.host else options.host)}
+    return frozenset({*own, *friends, *map(str.lower, options.hosts)} - {""})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _host_name(host: str) -> str:
+    """`name:port` -> name, `[::1]:port` -> [::1]."""
+    name, port = host.lower(), ""
+    if not host.endswith("]"):
+        name, _, port = name.rpartition(":") if ":" in name else (name, "", "")
+    return name if not port or port.isdigit() else ""
 
 
 def _netloc(origin: str) -> str:

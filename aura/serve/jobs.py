@@ -109,6 +109,7 @@ class Job:
         self.arrived = time.monotonic()
         self.started: float | None = None
         self.cancelled: ApiError | None = None
+        self.heard_of = False  # a piece has been sent: the answer cannot begin again
         self.over = False
 
     @property

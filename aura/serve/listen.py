@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 BLOCK = 1 << 16  # frames read at a time
 LOWEST_RATE, HIGHEST_RATE = 1000, 192_000  # Hz; what recorders and telephones write lies between
 MOST_CHANNELS = 16
+LOUDEST = 1e3  # of a sample; full scale is 1, and float files far above it overflow inside the model
 SOUNDFILE = ("wav", "flac", "ogg", "mp3", "aiff")  # what libsndfile reads; the rest is ffmpeg's
 FFMPEG_NAMES = {"mov": "mov", "matroska": "matroska", "aac": "aac", "caf": "caf"}
 EXPECTED = "expected wav, flac, ogg, opus, mp3, m4a, webm, aac, aiff or caf"
@@ -139,6 +140,7 @@ def _is_whole(data: bytes, max_seconds: float) -> bool:
                     return True
                 frames += len(block)
                 _check_length(frames, file.samplerate, max_seconds)
+                _check_loudness(block)
             return file.frames > 0
     except soundfile.LibsndfileError:
         return False
@@ -161,6 +163,7 @@ def _decode(data: bytes, form: str, max_seconds: float) -> np.ndarray:
             )
         frames += len(samples_N)
         _check_length(frames, rate, max_seconds)
+        _check_loudness(samples_N)
         parts.append(stream.resample_chunk(np.ascontiguousarray(samples_N)))
     if stream is None:
         raise AudioError(f"<bytes>: no audio could be decoded; {EXPECTED}. Check that the file is whole.")
@@ -193,6 +196,11 @@ def _check_form(rate: int, channels: int) -> None:
         raise AudioError(f"<bytes>: its rate is {rate} Hz; expected {LOWEST_RATE} to {HIGHEST_RATE} Hz.")
     if not 1 <= channels <= MOST_CHANNELS:
         raise AudioError(f"<bytes>: it has {channels} channels; expected at most {MOST_CHANNELS}.")
+
+
+def _check_loudness(samples: np.ndarray) -> None:
+    if samples.size and (peak := float(np.abs(samples).max())) > LOUDEST:
+        raise AudioError(f"<bytes>: a sample is {peak:g}; expected -1 to 1, and {LOUDEST:g} at the very most.")
 
 
 def _check_length(frames: int, rate: int, max_seconds: float) -> None:

@@ -20,8 +20,11 @@ class ServeOptions:
         port: 0 picks a free one.
         api_keys: any of them opens the API; without keys everybody who reaches the port may use it.
         cors: origins whose pages may call the API; none by default.
+        hosts: further names by which clients may call the server; one on this machine only takes `localhost` and the
+            hosts of `cors` without it.
         max_bytes: largest request body (25 MiB, as OpenAI's) and largest audio buffer of a realtime session.
-        max_recording_seconds: longest recording to transcribe.
+        max_recording_seconds: longest recording to transcribe, and all recordings of a chat together.
+        max_audio_parts: recordings of one chat.
         max_new_tokens: largest `max_tokens` a client may ask for.
         default_new_tokens: length of an answer at most where a client asks for nothing.
         max_requests: requests in work or waiting; the next one gets 429.
@@ -38,8 +41,10 @@ class ServeOptions:
     port: int = 8000
     api_keys: tuple[str, ...] = ()
     cors: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     max_bytes: int = 25 * 1024 * 1024
     max_recording_seconds: float = 1500.0
+    max_audio_parts: int = 16
     max_new_tokens: int = 2048
     default_new_tokens: int = 512
     max_requests: int = 64

@@ -110,10 +110,15 @@ class Session:
             await self.fail(error, event_id)
         except AuraError as error:
             await self.fail(of_aura_error(error), event_id)
-        except (WebSocketDisconnect, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "websocket" not in str(error).lower():
-                raise
-            raise WebSocketDisconnect from error
+        except WebSocketDisconnect:
+            raise
+        except Exception as error:
+            if isinstance(error, RuntimeError) and "websocket" in str(error).lower():
+                raise WebSocketDisconnect from error
+            logger.exception("an event of a realtime session failed")
+            await self.fail(
+                ApiError(500, "the server made a mistake; its log says which", code="internal_error"), event_id
+            )
 
     async def send(self, type: str, **fields: Any) -> None:
         """One event; quietly nothing where the client has left in the meantime."""
@@ -192,12 +197,24 @@ class Session:
         if self.ears is None:
             return await self._hear(samples_N)
         for action, part_N in await asyncio.to_thread(self.ears.hear, samples_N):
-            if action == "start":
-                await self._speech_started()
-            if len(part_N):
-                await self._hear(part_N)
-            if action == "stop":
-                await self._speech_stopped()
+            try:
+                if action == "start":
+                    await self._speech_started()
+                await self._hear_on(part_N, event.event_id)
+                if action == "stop":
+                    await self._speech_stopped()
+            except ApiError as error:  # the detector has moved on: what follows in the list counts all the same
+                await self.fail(error, event.event_id)
+
+    async def _hear_on(self, samples_N: np.ndarray, event_id: str | None) -> None:
+        """Speech without a button: nobody can commit it, so what goes beyond the limit is left out, and said once."""
+        try:
+            await self._hear(samples_N)
+        except ApiError as error:
+            if self.turn is not None and not self.turn.full:
+                self.turn.full = True
+                error.message = f"{error.message.partition(';')[0]}; the rest of it is left out"
+                await self.fail(error, event_id)
 
     async def _hear(self, samples_N: np.ndarray) -> None:
         limit = min(self.served.engine.model.config.max_seconds, self.service.options.max_recording_seconds)
@@ -244,10 +261,14 @@ class Session:
         found, self._resampler = self._resampler, None
         return np.zeros(0, np.float32) if found is None else found[1].resample_chunk(np.zeros(0, np.float32), last=True)
 
-    async def _on_input_audio_buffer_clear(self, event: Any) -> None:
+    def _forget_turn(self) -> None:
         if self.turn is not None:
             self.turn.cancel()
-        self.turn, self._resampler = None, None
+        self.turn = None
+
+    async def _on_input_audio_buffer_clear(self, event: Any) -> None:
+        self._forget_turn()
+        self._resampler = None
         await self.send("input_audio_buffer.cleared")
 
     async def _on_input_audio_buffer_commit(self, event: Any) -> None:
@@ -293,7 +314,8 @@ class Session:
     async def _speech_started(self) -> None:
         if self.detection and self.detection["interrupt_response"]:
             self.answers.stop()
-        self.turn = self.turn or self._new_turn()
+        self._forget_turn()
+        self.turn = self._new_turn()
         await self.send(
             "input_audio_buffer.speech_started", audio_start_ms=self.ears.start_ms, item_id=self.turn.item_id
         )
@@ -301,7 +323,11 @@ class Session:
     async def _speech_stopped(self) -> None:
         assert self.turn is not None and self.detection is not None
         await self.send("input_audio_buffer.speech_stopped", audio_end_ms=self.ears.end_ms, item_id=self.turn.item_id)
-        await self._commit()
+        try:
+            await self._commit()
+        except ApiError:
+            self._forget_turn()  # nobody would commit it again
+            raise
         if self.detection["create_response"]:
             await self.answers.wait()
             await self._respond(ResponseFields())

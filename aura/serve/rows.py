@@ -11,6 +11,7 @@ import torch
 from aura.serve.failures import timed_out
 from aura.serve.jobs import Completion, Failure, Job, Piece
 
+COLDEST = 1e-4  # temperature; below it scores divided by it overflow, and the likeliest token would win anyway
 UNFINISHED = "�"  # what a tokenizer writes for the first bytes of a character
 
 
@@ -33,7 +34,7 @@ class Row:
         self.sent = ""
         self.first_token: float | None = None
         self.generator: torch.Generator | None = None
-        if job.sampling.temperature > 0:
+        if job.sampling.temperature >= COLDEST:
             self.generator = torch.Generator()
             seed = job.sampling.seed
             self.generator.seed() if seed is None else self.generator.manual_seed(seed % (1 << 63))
@@ -75,6 +76,7 @@ class Row:
         new = text[len(self.sent) :]
         if new and text.startswith(self.sent):
             self.sent = text
+            self.job.heard_of = True
             self.job.emit(Piece(text=new))
 
     def _complete(self, text: str, *, finished: bool) -> None:
@@ -98,10 +100,15 @@ class Row:
         """A token drawn with the job's temperature and top_p."""
         assert self.generator is not None
         sampling = self.job.sampling
-        probabilities_V = torch.softmax(scores_V.float().cpu() / sampling.temperature, dim=-1)
+        scores_V = scores_V.float().cpu()
+        probabilities_V = torch.softmax(scores_V / sampling.temperature, dim=-1)
+        if not torch.isfinite(probabilities_V).all():
+            return int(scores_V.nan_to_num(nan=float("-inf")).argmax())
         ordered_V, order_V = probabilities_V.sort(descending=True, stable=True)
         before_V = ordered_V.cumsum(dim=-1) - ordered_V
-        ordered_V = ordered_V.masked_fill(before_V >= sampling.top_p, 0.0)  # the likeliest one always stays
+        left_out_V = before_V >= sampling.top_p
+        left_out_V[0] = False  # the likeliest one always stays, even where top_p rounds to 0
+        ordered_V = ordered_V.masked_fill(left_out_V, 0.0)
         return int(order_V[torch.multinomial(ordered_V, 1, generator=self.generator)])
 
 

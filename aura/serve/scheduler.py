@@ -163,18 +163,27 @@ class MicroBatcher:
         now = time.monotonic()
         for job in batch:
             job.started = now
+        error = self._decode(batch)
+        if error is not None and len(batch) > 1:
+            # One of them did it; the others shall not fail with it. What a client has begun to read cannot begin again.
+            for job in batch:
+                if not (job.over or job.heard_of or job.cancelled):
+                    job.end(Failure(error=self._decode([job]) or _unanswered()))
+        for job in batch:
+            job.end(Failure(error=job.cancelled or error or _unanswered()))  # nothing where it has ended well
+        self._running = []
+
+    def _decode(self, batch: list[Job]) -> ApiError | None:
+        """Run a batch; the error of its jobs that have not ended where the model failed."""
         try:
             self._activate(batch[0].model)
             decode_batch(self.models[batch[0].model].engine, batch, between=lambda: self._between(batch[0].model))
-            error = ApiError(500, "the model ended without an answer", code="internal_error")
         except Exception as failure:  # whatever it was, the next batch must run
             logger.exception("a batch of %d failed", len(batch))
-            error = ApiError(500, "the model failed on this batch; the server's log says why", code="internal_error")
             if "out of memory" in str(failure).lower():
-                error = ApiError(503, "out of memory; send less audio or try again later", headers={"Retry-After": "5"})
-        for job in batch:
-            job.end(Failure(error=job.cancelled or error))  # nothing where it has ended well
-        self._running = []
+                return ApiError(503, "out of memory; send less audio or try again later", headers={"Retry-After": "5"})
+            return ApiError(500, "the model failed on this batch; the server's log says why", code="internal_error")
+        return None
 
     def _between(self, model: str) -> None:
         if self._calls:
@@ -198,6 +207,10 @@ class MicroBatcher:
         if self._active != model:
             self.models[model].activate()
             self._active = model
+
+
+def _unanswered() -> ApiError:
+    return ApiError(500, "the model ended without an answer", code="internal_error")
 
 
 def stopping() -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -13,6 +14,8 @@ from aura.audio.waveform import SAMPLE_RATE
 from aura.errors import AuraError, ModelError
 from aura.serve.models import Served
 from aura.serve.service import Service
+
+logger = logging.getLogger(__name__)
 
 PARTIAL_EVERY = 1.0  # s of new speech between two partial transcripts
 PARTIAL_TOKENS = 48
@@ -49,6 +52,7 @@ class Turn:
         self.key = key
         self.stream: Any = None
         self.error: AuraError | None = None
+        self.full = False  # the client has been told that the rest is left out
         self._messages = messages
         self._on_partial = on_partial
         self._parts: list[np.ndarray] = []
@@ -57,6 +61,7 @@ class Turn:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._task = asyncio.create_task(self._work())
+        self._task.add_done_callback(lambda task: self._room.set())  # who waits for room must not wait for the dead
 
     @property
     def seconds(self) -> float:
@@ -110,6 +115,8 @@ class Turn:
             pass  # it cannot stream; the answer will be computed from the whole recording
         except AuraError as error:
             self.error = error
+        except Exception:  # the answer will be computed from the whole recording
+            logger.exception("a live turn could not be opened")
         heard = asked = 0
         while True:
             await self._wake.wait()
@@ -124,7 +131,11 @@ class Turn:
                 return
             if self._on_partial and self.stream is not None and heard - asked >= PARTIAL_EVERY * SAMPLE_RATE:
                 asked = heard
-                await self._partial()
+                try:
+                    await self._partial()
+                except Exception:
+                    logger.exception("a partial transcript failed")
+                    self._drop_stream()
                 self._wake.set()
 
     def _open(self) -> Any:
@@ -137,6 +148,9 @@ class Turn:
             await self.call(lambda: self.stream.feed(samples_N))
         except AuraError as error:  # too long for the context or the checkpoint: what was heard before stands
             self.error = self.error or error
+            self._drop_stream()
+        except Exception:
+            logger.exception("a live turn failed")
             self._drop_stream()
 
     async def _partial(self) -> None:
