@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ttft import save, write
 
 STOCK, LEAN = "transformers generate", "aura lean"
 COPIES = {"aura float32": "float32", "aura float16": "float16", "aura int8": "int8"}
@@ -293,16 +294,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axis.barh(names, [result["tokens_per_second"][n] for n in names], height=0.5, label="measured")
     axis.set(xlabel="tokens a second, batch 1", title=f"Decoding on {result['threads']} CPU thread(s)")
     axis.legend(frameon=False)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
-    os.replace(temporary, path)
+    save(figure, path)
     plt.close(figure)
-
-
-def write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ttft import CHUNK, RATE, read_speech, write
+from ttft import CHUNK, RATE, read_speech, save, write
 
 
 def main() -> None:
@@ -171,9 +171,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axis.set(xlabel="speakers at once", ylabel="ms to the first token", title="Real-time speakers in one process")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
-    os.replace(temporary, path)
+    save(figure, path)
     plt.close(figure)
 
 

@@ -319,10 +319,14 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
+    save(figure, path)
+    plt.close(figure)
+
+
+def save(figure: Any, path: Path) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
     os.replace(temporary, path)
-    plt.close(figure)
 
 
 def write(path: Path, text: str) -> None:

@@ -7,8 +7,7 @@ take log-mel, as the student does. Shapes: `A` audio parts, `M` mel bins, `T` me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from aura.audio.logmel import DYNAMIC_RANGE, TINY
 from aura.audio.patches import FRAMES_PER_SECOND
 from aura.errors import CheckpointError, ModelError
 from aura.references import explain_load_error, resolve
+from aura.references.quiet import no_load_report
 
 SAMPLES = 64  # weights kept per sampled tensor of the fingerprint
 GROUP_FRAMES = (
@@ -170,7 +170,7 @@ def load_encoder(reference: str, *, dtype: str | torch.dtype = "float32") -> nn.
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     loader: Any = WhisperEncoder
     try:
-        with _quiet():
+        with no_load_report():
             encoder, info = loader.from_pretrained(
                 resolve(reference),
                 config=config,
@@ -253,16 +253,3 @@ def check_encoder(expected: Mapping[str, Any], encoder: Any, *, checkpoint: str,
                 f"{checkpoint} was trained on another speech encoder than {reference}: {shown}. Give the one named in its "
                 "config.json, or train a bridge for this one with aura train --route bridge --teacher.encoder"
             )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from listing the decoder's weights, which are left out on purpose."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

@@ -15,13 +15,13 @@ from aura.data.utterance import Utterance
 from aura.errors import AudioError, AuraError
 from aura.evaluation.choices import most_likely
 from aura.evaluation.item_log import ItemLog
-from aura.evaluation.measures import Item, items_of
+from aura.evaluation.measures import Item, items_of, score_items
 from aura.evaluation.noise import noise_settings
 from aura.evaluation.question import asked_messages, question_digest
 from aura.evaluation.report import write_report
 from aura.evaluation.routes.llm import llm_digest
 from aura.evaluation.tables import tables
-from aura.evaluation.tasks import TASKS, Task, TaskScore, get_task
+from aura.evaluation.tasks import TASKS, Task, get_task
 from aura.inference.generate import plan_batches, prompt_length
 from aura.progress import Advance, audio_progress
 
@@ -91,7 +91,7 @@ def evaluate(
     """
     kind = get_task(task)
     items = items_of(kind, list(itertools.islice(utterances, limit)))
-    _score(kind, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
+    score_items(kind, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
     decides = {
         "checkpoint": engine.checkpoint,
         "adapter": engine.digest,
@@ -118,7 +118,7 @@ def evaluate(
         by_id = {row["id"]: row for row in done.rows()}
     rows = [by_id[item.id] for item in items]
     failed = [row for row in rows if row["failed"]]
-    score = _score(kind, items, [row["hypothesis"] for row in rows])
+    score = score_items(kind, items, [row["hypothesis"] for row in rows])
     metrics = score.metrics
     extra: dict[str, Any] = {"tables": tables([item.utterance for item in items], score)}
     if failed:
@@ -248,18 +248,13 @@ def _row(
         "id": item.id,
         "reference": task.written(item.reference),
         "hypothesis": hypothesis,
-        "correct": _score(task, [item], [hypothesis]).correct[0],
+        "correct": score_items(task, [item], [hypothesis]).correct[0],
         "finished": finished,
         "audio_seconds": seconds,
         "wall_seconds": round(used, 6),
         "failed": error is not None,
         "error": error,
     }
-
-
-def _score(task: Task, items: Sequence[Item], hypotheses: Sequence[str | None]) -> TaskScore:
-    references = [item.reference for item in items]
-    return task.score(references, hypotheses, lang=[item.utterance.lang or "en" for item in items])
 
 
 def _timings(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def generate_texts(
     try:
         for indices in plan_batches(lengths, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens):
             batch = [examples[index] for index in indices]
-            room = _context(model) - max(lengths[index] for index in indices)
+            room = model.config.context_length - max(lengths[index] for index in indices)
             generations = _generate_batch(model, processor, batch, min(max_new_tokens, room), stream, decoder)
             results.update(zip(indices, generations, strict=True))
             if progress is not None:
@@ -100,13 +100,33 @@ def prompt_length(model: AuraForConditionalGeneration, processor: AuraProcessor,
     grid = processor.feature_extractor.grid
     patches = [grid.count(len(waveform)) for waveform in example.waveforms]
     length = len(build_prompt(processor, example.messages, patches, answer=False).input_ids)
-    if length >= _context(model):
+    if length >= model.config.context_length:
         raise PromptError(
             f"{example.id} fills {length} positions ({sum(patches)} of them audio, "
-            f"{grid.patches_per_second:g} a second), but the LLM has {_context(model)}. Shorten the audio or "
+            f"{grid.patches_per_second:g} a second), but the LLM has {model.config.context_length}. Shorten the audio or "
             "the conversation; long recordings can be written down with: aura transcribe"
         )
     return length
+
+
+def greedy_config(max_new_tokens: int, *, ends: list[int], pad: int | None) -> GenerationConfig:
+    """Greedy, whatever the LLM's own generation_config brings for chat (sampling, penalties); a repetition penalty would even
+    look the audio placeholder up in the vocabulary.
+
+    Args:
+        ends: tokens that end an answer; pad: what stands behind it.
+    """
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        eos_token_id=ends,
+        pad_token_id=pad,
+    )
 
 
 def plan_batches(lengths: Sequence[int], *, max_new_tokens: int, batch_tokens: int) -> Iterator[list[int]]:
@@ -130,10 +150,6 @@ def end_tokens(model: AuraForConditionalGeneration, tokenizer: PreTrainedTokeniz
     vocabulary = tokenizer.get_vocab()
     ids.update(vocabulary.get(token) for token in END_OF_TURN)
     return sorted(id_ for id_ in ids if id_ is not None)
-
-
-def _context(model: AuraForConditionalGeneration) -> int:
-    return getattr(model.config.text_config, "max_position_embeddings", None) or 1 << 30
 
 
 @torch.no_grad()
@@ -164,19 +180,7 @@ def _generate_plainly(
     pad: int,
     streamer: _Stream | None,
 ) -> list[list[int]]:
-    # What an LLM's own generation_config brings for chat (sampling, penalties) would not be greedy; a
-    # repetition penalty would even look the audio placeholder up in the vocabulary.
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        eos_token_id=ends,
-        pad_token_id=pad,
-    )
+    config = greedy_config(max_new_tokens, ends=ends, pad=pad)
     output_BS: Any = model.generate(**inputs, generation_config=config, streamer=streamer)  # type: ignore[misc]
     answers: list[list[int]] = output_BS[:, inputs["input_ids"].shape[1] :].tolist()
     return answers

@@ -89,10 +89,10 @@ class StreamSession:
         self.finished = False
         self.first_token_seconds: float | None = None
         taken = len(self._prompt.before) + len(self._prompt.behind)
-        self._room = self._context() - taken - 1
+        self._room = self._model.config.context_length - taken - 1
         if self._room < 1:
             raise PromptError(
-                f"the conversation fills {taken} positions, but the LLM has {self._context()} and must hear "
+                f"the conversation fills {taken} positions, but the LLM has {self._model.config.context_length} and must hear "
                 "and answer as well. Shorten the conversation"
             )
         if len(self._prompt.before):
@@ -248,7 +248,7 @@ class StreamSession:
             embeds=torch.cat([patches[None], behind.embeds], dim=1),
             is_audio=torch.nn.functional.pad(behind.is_audio, (len(patches), 0), value=True),
         )
-        limit = min(limit, self._context() - self._cache.length - len(step))
+        limit = min(limit, self._model.config.context_length - self._cache.length - len(step))
         for _ in range(limit):
             if self._cancelled.is_set():
                 return
@@ -267,9 +267,6 @@ class StreamSession:
             return self._model.get_decoder()(**inputs, use_cache=True).last_hidden_state
 
     # --- checks -----------------------------------------------------------------------------------------------
-
-    def _context(self) -> int:
-        return getattr(self._model.config.text_config, "max_position_embeddings", None) or 1 << 30
 
     def _require_listening(self) -> None:
         if self._cancelled.is_set():

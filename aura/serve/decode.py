@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from aura.batch.collate import collate
 from aura.inference.engine import Engine
-from aura.inference.generate import end_tokens
+from aura.inference.generate import end_tokens, greedy_config
 from aura.serve.jobs import Job
 from aura.serve.rows import Row
 
@@ -25,20 +25,11 @@ def decode_batch(engine: Engine, jobs: Sequence[Job], *, between: Callable[[], N
     model, processor = engine.model, engine.processor
     tokenizer = processor.tokenizer
     ends = end_tokens(model, tokenizer)
-    context = context_of(engine)
+    context = model.config.context_length
     rows = [Row(job, tokenizer, frozenset(ends), context - job.prompt_tokens) for job in jobs]
     inputs = collate(processor, [job.example for job in jobs], answer=False).to(model.device).model_inputs()
-    config = GenerationConfig(
-        max_new_tokens=max(row.limit for row in rows),
-        do_sample=False,  # sampled rows choose in `_Draw`, each with its own seed
-        num_beams=1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    # Sampled rows choose in `_Draw`, each with its own seed.
+    config = greedy_config(max(row.limit for row in rows), ends=ends, pad=tokenizer.pad_token_id)
     prompt = inputs["input_ids"].shape[1]
     generate: Any = model.generate  # its type hides behind a decorator
     generate(
@@ -47,11 +38,6 @@ def decode_batch(engine: Engine, jobs: Sequence[Job], *, between: Callable[[], N
         logits_processor=LogitsProcessorList([_Draw(rows)] if any(row.generator for row in rows) else []),
         stopping_criteria=StoppingCriteriaList([_Watch(rows, prompt, between)]),
     )
-
-
-def context_of(engine: Engine) -> int:
-    """Positions that the LLM was made for."""
-    return getattr(engine.model.config.text_config, "max_position_embeddings", None) or 1 << 30
 
 
 class _Watch(StoppingCriteria):

@@ -15,7 +15,6 @@ from starlette.requests import Request
 from aura.batch.collate import Example
 from aura.errors import AuraError
 from aura.inference.generate import prompt_length
-from aura.serve.decode import context_of
 from aura.serve.failures import ApiError, left, of_aura_error, timed_out
 from aura.serve.jobs import Completion, Event, Failure, Job, Piece, Sampling, counts
 from aura.serve.metrics import Metrics
@@ -118,7 +117,7 @@ class Service:
             example=example,
             prompt_tokens=length,
             audio_tokens=counts(served.engine.processor, example),
-            max_new_tokens=min(max_new_tokens, context_of(served.engine) - length),
+            max_new_tokens=min(max_new_tokens, served.engine.model.config.context_length - length),
             emit=emit,
             sampling=sampling,
             stop=stop,

@@ -74,6 +74,11 @@ class AuraConfig(PreTrainedConfig):
         """Whether a speech encoder is needed to hear."""
         return self.stem == "encoder"
 
+    @property
+    def context_length(self) -> int:
+        """Positions that the LLM was made for; beyond any use where it does not say."""
+        return getattr(self.text_config, "max_position_embeddings", None) or 1 << 30
+
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, dict):
             fields = dict(self.text_config)

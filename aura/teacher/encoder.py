@@ -7,8 +7,7 @@ final norm for Whisper and the pre-norm wav2vec 2.0 encoders, and would not be t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from aura.errors import DataError, ModelError, ModelReferenceError, RecipeError
+from aura.references.quiet import no_load_report
 from aura.teacher.states import (
     CPU_GROUP_FRAMES,
     CPU_PADDING_SHARE,
@@ -200,7 +200,7 @@ def _load_encoder(path_or_id: str, dtype: torch.dtype | str) -> nn.Module:
     loader: Any = WhisperEncoder if whisper else AutoModel
     options: dict[str, Any] = {"key_mapping": {r"^(model\.)?encoder\.": ""}} if whisper else {}
     try:
-        with _quiet():
+        with no_load_report():
             encoder, info = loader.from_pretrained(
                 path_or_id, config=config, dtype=dtype, output_loading_info=True, **options
             )
@@ -233,16 +233,3 @@ def _load_feature_extractor(path_or_id: str) -> Any:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from listing the decoder's tensors, which are left out on purpose."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

@@ -149,7 +149,7 @@ class Answerer:
 
     def _batches(self, lengths: Mapping[int, int], max_new_tokens: int) -> Iterator[list[int]]:
         """Indices that are answered together."""
-        context = getattr(self.model.config.text_config, "max_position_embeddings", None) or 1 << 30
+        context = self.model.config.context_length
         # Where the context cuts the answer, it must be cut by this prompt's length, not by a neighbour's.
         tight = [index for index, length in lengths.items() if length + max_new_tokens > context]
         yield from ([index] for index in tight)
