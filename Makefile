@@ -1,7 +1,7 @@
 # make demo   train a small adapter on recorded digits and measure it on a speaker it never heard (under 10 minutes)
 # make compare   cascade, bridge, encoder-free and the text ceiling on one LLM, with a page to hear them (trains the bridge first)
 # make test   the test suite            make test-slow  real weights, a browser   make check  linter and types
-# make bench  benchmarks                make clean  removes the environment; runs/ stays
+# make bench  speed, as tables, JSON and plots in runs/bench    make clean  removes the environment; runs/ stays
 PYTHON ?= python3
 # The build to install where none is there yet; any torch>=2.9 will do.
 TORCH ?= torch==2.13.0
@@ -40,6 +40,10 @@ check: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/ttft.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/speakers.py
+	@echo "tables above; figures and plots: $$(find runs/bench -name '*.json' -o -name '*.png' | sort | tr '\n' ' ')"
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
