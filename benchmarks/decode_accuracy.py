@@ -3,8 +3,9 @@
     python benchmarks/decode_accuracy.py CHECKPOINT [--data demo/data/held_out.jsonl] [--items 300] [--out FOLDER]
 
 Each precision answers the same recordings as transformers' generate does in float32; exact match with the transcripts
-(lower case), and how many answers differ, are counted. The cross-entropy is that of single decode steps of the stock
-LLM over built-in sentences, against the whole pass in float32. Prints a table and writes `decode_accuracy.json`.
+(lower case), and how many answers differ, are counted; the output layer is screened, as in an engine. The cross-entropy is
+that of single decode steps of the stock LLM over built-in sentences, through the copy's own output layer, against the whole
+pass in float32. Prints a table and writes `decode_accuracy.json`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from aura.evaluation.retention_texts import TEXTS
     from aura.inference.generate import generate_texts
     from aura.inference.greedy import GreedyDecoder
+    from aura.inference.screened import open_screen
 
     engine = aura.load(options.checkpoint, decode="generate", device="cpu")
     model, processor = engine.model, engine.processor
@@ -68,16 +70,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     expected = [normal(str(u.messages[-1]["content"])) for u in utterances]
     texts = [torch.tensor([processor.tokenizer(text).input_ids]) for text in TEXTS]
 
-    gate = model.config.gate
+    gate, screen = model.config.gate, open_screen(model)
+    if screen is not None:
+        screen.prepare()
 
     def row(precision: Any) -> tuple[list[str], float]:
-        def decoder() -> Any:
-            return None if precision == "generate" else GreedyDecoder(model, precision)
+        def decoder(screen: Any) -> Any:
+            return None if precision == "generate" else GreedyDecoder(model, precision, screen=screen)
 
         limit = options.max_new_tokens
-        found = generate_texts(model, processor, examples, max_new_tokens=limit, decoder=decoder())
+        found = generate_texts(model, processor, examples, max_new_tokens=limit, decoder=decoder(screen))
         model.config.gate = "audio"  # the text goes through the stock weights
-        nats = cross_entropy(model, decoder(), texts)
+        nats = cross_entropy(model, decoder(None), texts)
         model.config.gate = gate
         return [normal(g.text) for g in found], nats
 

@@ -14,10 +14,11 @@ from aura.batch.prompt import user_message
 from aura.errors import ModelError
 from aura.inference.engine import Engine
 from aura.inference.generate import Generation, generate_texts
-from aura.inference.greedy import DECODES, GreedyDecoder, check_step, first_largest, open_decoder
+from aura.inference.greedy import DECODES, GreedyDecoder, check_step, open_decoder
 from aura.inference.lean_step import FAMILIES, LeanStep, StepCache
 from aura.inference.matvec import PRECISIONS, WIDE, packed, quantize_rows
 from aura.inference.prefix import MIN_PREFIX, PrefixStore
+from aura.inference.screened import first_largest
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "smollm3")
 SYSTEM = "You hear short orders in a kitchen and answer each of them with the one word that was said in it."

@@ -47,6 +47,7 @@ class Held:
 
     def __init__(self) -> None:
         self.model, self.processor, self.lock = engine().model, engine().processor, threading.RLock()
+        self.decoder, self.screen = engine().decoder, engine().screen
 
 
 def test_speakers_at_once_get_what_each_would_get_alone() -> None:

@@ -17,6 +17,7 @@ from aura.errors import AuraError, ModelError
 from aura.inference.generate import Generation, Progress, generate_texts
 from aura.inference.greedy import DECODES, PRECISIONS, GreedyDecoder, open_decoder
 from aura.inference.messages import example_from_messages, load_limited
+from aura.inference.screened import open_screen
 from aura.inference.stream import StreamSession
 from aura.inference.transcribe import MAX_NEW_TOKENS, Transcript, transcribe_each
 from aura.student.checkpoint import load_checkpoint
@@ -35,6 +36,8 @@ class Engine:
         processor: of the same checkpoint.
         checkpoint: where it came from, for reports.
         decode: how answers are decoded, see `aura.inference.greedy.DECODES`.
+        screen: read the output layer through an 8-bit copy where that gives the same tokens, see `ScreenedArgmax`. Its byte a
+            weight is taken when a session opens, or after about a hundred tokens.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Engine:
         *,
         checkpoint: str = "a model in memory",
         decode: str = "auto",
+        screen: bool = True,
     ) -> None:
         self.model = model.eval()
         self.processor = processor
@@ -51,6 +55,7 @@ class Engine:
         self.decode = decode
         # One pass at a time: the gate of a decoder layer is state of the model.
         self.lock = threading.RLock()
+        self.screen = open_screen(self.model) if screen else None  # one for all; its copy is made later
 
     @cached_property
     def digest(self) -> str:
@@ -69,7 +74,7 @@ class Engine:
             ModelError: this LLM or machine cannot decode so.
         """
         with self.lock:
-            return open_decoder(self.model, self.decode)
+            return open_decoder(self.model, self.decode, screen=self.screen)
 
     def transcribe(
         self,
@@ -209,6 +214,7 @@ def load(
     device: str = "auto",
     attn_implementation: str = "sdpa",
     decode: str = "auto",
+    screen: bool = True,
 ) -> Engine:
     """Checkpoint folder or Hub id -> `Engine`. No speech encoder is loaded: only a bridge, the baseline, has one.
 
@@ -220,6 +226,7 @@ def load(
         attn_implementation: `sdpa` or `eager`.
         decode: on CPU in float32: `lean` (the LLM's own weights), or a copy of the weights that decodes faster: `float32`,
             `float16`, `int8`; `generate` is transformers' own loop, `auto` is `lean` where that can run.
+        screen: see `Engine`; the tokens are the same without.
 
     Raises:
         CheckpointError: no checkpoint, or one of another LLM.
@@ -235,9 +242,11 @@ def load(
         checkpoint, llm=llm, encoder=encoder, dtype=dtype, attn_implementation=attn_implementation
     )
     model.to(place)  # type: ignore[arg-type]  # its decorator hides the signature
-    engine = Engine(model, processor, checkpoint=os.fspath(checkpoint), decode=decode)
+    engine = Engine(model, processor, checkpoint=os.fspath(checkpoint), decode=decode, screen=screen)
     if decode in PRECISIONS:
         _ = engine.decoder  # the copies are made now, not while somebody waits
+        if engine.screen is not None:
+            engine.screen.prepare()
     return engine
 
 

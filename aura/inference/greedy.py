@@ -11,6 +11,7 @@ from aura.errors import ModelError
 from aura.inference.lean_step import LeanStep, StepCache
 from aura.inference.matvec import PRECISIONS, Precision
 from aura.inference.prefix import PrefixStore
+from aura.inference.screened import ScreenedArgmax, first_largest
 
 Decode = Literal["auto", "generate", "lean", "float32", "float16", "int8"]
 DECODES = ("auto", "generate", "lean", *PRECISIONS)
@@ -18,7 +19,6 @@ DECODES = ("auto", "generate", "lean", *PRECISIONS)
 the weights in it. `auto`: `lean` where it can run, else `generate`."""
 
 LEAVE_SHARE = 0.25  # of a batch that must be done before it is made smaller: the cache is copied for it. Our choice
-BLOCK = 512  # logits; our choice
 MAX_DIFFERENCE = 1e-3  # of the check's logits, relative to the largest: float32 sums differ by 1e-5
 
 
@@ -28,15 +28,18 @@ class GreedyDecoder:
     Args:
         model: an aura student in eval mode, float32 on CPU. Its weights must stay as they are.
         precision: of the decode steps' copies of the weights, prefill stays as it is; None for no copies.
+        screen: the output layer's argmax, instead of all logits; int8 keeps its own output layer behind the first token.
 
     Raises:
         ModelError: the LLM has no lean step; the message says what to choose instead.
     """
 
-    def __init__(self, model: Any, precision: Precision | None = None) -> None:
+    def __init__(self, model: Any, precision: Precision | None = None, *, screen: ScreenedArgmax | None = None) -> None:
         self.model = model
         check_step(model, LeanStep(model, None))
-        self.step = LeanStep(model, precision)
+        self.screen = screen
+        self._screens_steps = screen is not None and precision != "int8"
+        self.step = LeanStep(model, precision, own_head=self._screens_steps)
         self.prefixes = PrefixStore(model)
 
     @torch.no_grad()
@@ -79,9 +82,16 @@ class GreedyDecoder:
                 state.keep(kept)
                 token_B, position_B = token_B[kept], position_B[kept]
                 rows, done = [rows[at] for at in kept.tolist()], [False] * len(kept)
-            token_B = first_largest(self.step.logits(self.step(token_B, position_B, state)))
+            token_B = self.next_tokens(token_B, position_B, state)
             position_B = position_B + 1
         return answers
+
+    def next_tokens(self, token_B: torch.Tensor, position_B: torch.Tensor, state: StepCache) -> torch.Tensor:
+        """One step: tokens (B,) at their positions -> the tokens behind them."""
+        hidden_BK = self.step(token_B, position_B, state)
+        if self.screen is not None and self._screens_steps:
+            return self.screen(hidden_BK)
+        return first_largest(self.step.logits(hidden_BK))
 
     def _prefill(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """First token of each row (B,), and the cache."""
@@ -90,25 +100,25 @@ class GreedyDecoder:
         if len(ids_BS) == 1 and bool(mask_BS.all()):
             cache, known = self.prefixes.start(ids_BS[0].tolist())
             rest["input_ids"] = ids_BS[:, known:]
-            for name in ("mm_token_type_ids", "position_ids"):
-                if rest.get(name) is not None:
-                    rest[name] = rest[name][:, known:]
-        output = self.model(**rest, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1].argmax(dim=-1), output.past_key_values
+            if rest.get("position_ids") is not None:
+                rest["position_ids"] = rest["position_ids"][:, known:]
+        audio = rest.get("input_features"), rest.get("input_features_mask")
+        embeds_BSD, is_audio_BS = self.model.embed(rest["input_ids"], *audio)
+        passed = self.model.decoder_inputs(embeds_BSD, is_audio_BS, mask_BS, rest.get("position_ids"), cache)
+        output = self.model.get_decoder()(**passed, use_cache=True)
+        return pick_tokens(self.model, self.screen, output.last_hidden_state[:, -1]), output.past_key_values
 
 
-def first_largest(logits_BV: torch.Tensor) -> torch.Tensor:
-    """`argmax` over the last dimension; of 262k logits in a twentieth of its time, which was 6 % of an int8 step."""
-    batch, size = logits_BV.shape
-    if size % BLOCK or size < 2 * BLOCK:
-        return logits_BV.argmax(dim=-1)
-    blocks = logits_BV.view(batch, -1, BLOCK)
-    block_B = blocks.amax(dim=-1).argmax(dim=-1)
-    return block_B * BLOCK + blocks[torch.arange(batch), block_B].argmax(dim=-1)
+def pick_tokens(model: Any, screen: ScreenedArgmax | None, hidden_BK: torch.Tensor) -> torch.Tensor:
+    """Greedy tokens (B,) of final hidden states."""
+    return model.logits(hidden_BK).float().argmax(dim=-1) if screen is None else screen(hidden_BK)
 
 
-def open_decoder(model: Any, decode: str) -> GreedyDecoder | None:
+def open_decoder(model: Any, decode: str, *, screen: ScreenedArgmax | None = None) -> GreedyDecoder | None:
     """The decoder of a name in `DECODES`; None for transformers' own loop.
+
+    Args:
+        screen: see `GreedyDecoder`.
 
     Raises:
         ModelError: no such name, or the LLM cannot run it.
@@ -118,9 +128,9 @@ def open_decoder(model: Any, decode: str) -> GreedyDecoder | None:
     if decode == "generate":
         return None
     if decode in PRECISIONS:
-        return GreedyDecoder(model, decode)  # type: ignore[arg-type]  # checked above
+        return GreedyDecoder(model, decode, screen=screen)  # type: ignore[arg-type]  # checked above
     try:
-        return GreedyDecoder(model)
+        return GreedyDecoder(model, screen=screen)
     except ModelError:
         if decode == "lean":
             raise

@@ -63,12 +63,13 @@ class LeanStep:
     Args:
         model: an aura student; with gate `all` its adapter is part of the weights, with `audio` text does not use it.
         precision: of copies of every weight; None reads the LLM's own, and takes no memory.
+        own_head: read the LLM's own output layer, whatever the precision.
 
     Raises:
         ModelError: an LLM whose layers are of another form, or that is not in float32 on CPU.
     """
 
-    def __init__(self, model: Any, precision: Precision | None) -> None:
+    def __init__(self, model: Any, precision: Precision | None, *, own_head: bool = False) -> None:
         lm = model.language_model
         _check_supported(lm)
         self._decoder = lm.get_decoder()
@@ -78,7 +79,7 @@ class LeanStep:
         self.layers = [_lean_layer(layer, lm.config, precision, with_adapter) for layer in decoder_layers(lm)]
         self._norm, self._eps = _norm_weight(self._decoder.norm, lm.config), lm.config.rms_norm_eps
         head = lm.get_output_embeddings()
-        self._head = _product([head], precision, with_adapter)
+        self._head = _product([head], None if own_head else precision, with_adapter)
         self._angles: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def prepare(self, positions: int) -> None:

@@ -73,7 +73,7 @@ def _half(weight: torch.Tensor, bias: torch.Tensor | None) -> Matvec:
 
 def _int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Matvec:
     rows, scale_N = quantize_rows(weight)
-    if len(rows) >= WIDE and bias is None and _multiplies_bytes():
+    if len(rows) >= WIDE and bias is None and multiplies_bytes():
         return _bytes(rows, scale_N)
     try:
         kernel = torch.ops.aten._weight_int8pack_mm
@@ -85,7 +85,8 @@ def _int8(weight: torch.Tensor, bias: torch.Tensor | None) -> Matvec:
     return lambda x: kernel(x.bfloat16(), rows, scale_N).float() + bias
 
 
-def _multiplies_bytes() -> bool:
+def multiplies_bytes() -> bool:
+    """Whether this CPU and torch multiply two matrices of bytes with exact sums."""
     # Without VNNI the sums of two products saturate at 16 bits.
     return (
         bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
@@ -94,8 +95,11 @@ def _multiplies_bytes() -> bool:
     )
 
 
-def _bytes(rows: torch.Tensor, scale_N: torch.Tensor) -> Matvec:
-    """Both sides in 8 bits: twice as fast as `_int8` where the product is wide, and half as exact."""
+def pack_bytes(rows: torch.Tensor, scale_N: torch.Tensor) -> Callable[[torch.Tensor, float], torch.Tensor]:
+    """int8 (N, K) and the scale of each row -> product with multiples of a step from -127 to 127 of them.
+
+    Call it with (B, K) float32 and the step; (B, N) float32. The sums are exact. Where `multiplies_bytes`.
+    """
     zeros = torch.zeros(len(rows), dtype=torch.long)
     with warnings.catch_warnings():  # torch plans to replace its quantised tensors; the kernels are the fastest it has
         warnings.simplefilter("ignore")
@@ -107,11 +111,17 @@ def _bytes(rows: torch.Tensor, scale_N: torch.Tensor) -> Matvec:
         finally:
             torch.backends.quantized.engine = engine
     kernel = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    return lambda x, step: kernel(x, step, 128, packed_rows)
+
+
+def _bytes(rows: torch.Tensor, scale_N: torch.Tensor) -> Matvec:
+    """Both sides in 8 bits: twice as fast as `_int8` where the product is wide, and half as exact."""
+    kernel = pack_bytes(rows, scale_N)
 
     def product(x: torch.Tensor) -> torch.Tensor:
         # The kernel has one scale for all rows of a batch: each row brings its own, so that none depends on another.
         size_B = x.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-        return kernel(x / size_B, 1 / 127, 128, packed_rows) * size_B
+        return kernel(x / size_B, 1 / 127) * size_B
 
     return product
 

@@ -8,6 +8,7 @@ from the same numbers under the same mask, up to the order of floating-point sum
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,11 @@ from aura.audio.waveform import MIN_SECONDS
 from aura.batch.prompt import Message
 from aura.errors import AudioError, ModelError, PromptError, RecipeError
 from aura.inference.generate import end_tokens
+from aura.inference.greedy import GreedyDecoder, pick_tokens
+from aura.inference.lean_step import StepCache
 from aura.inference.live_prompt import LivePrompt, Side
 from aura.inference.patch_stream import PatchStream
+from aura.inference.screened import ScreenedArgmax
 from aura.inference.stream_cache import StreamCache
 from aura.inference.text_so_far import TextSoFar
 from aura.student.model import AuraForConditionalGeneration
@@ -43,6 +47,12 @@ class Listener(Protocol):
 
     @property
     def lock(self) -> AbstractContextManager[Any]: ...
+
+    @property
+    def decoder(self) -> GreedyDecoder | None: ...
+
+    @property
+    def screen(self) -> ScreenedArgmax | None: ...
 
 
 class StreamSession:
@@ -76,6 +86,10 @@ class StreamSession:
         max_seconds: float | None = None,
     ) -> None:
         self._model, self._processor, self._lock = engine.model, engine.processor, engine.lock
+        # What they need is made while somebody speaks, not when they have stopped.
+        self._decoder, self._screen = engine.decoder, engine.screen
+        if self._screen is not None:
+            self._screen.prepare()
         self.max_seconds = _check(self._model, max_new_tokens, max_seconds)
         self.max_new_tokens = max_new_tokens
         self._audio = PatchStream(self._model, self._processor)
@@ -249,13 +263,35 @@ class StreamSession:
             is_audio=torch.nn.functional.pad(behind.is_audio, (len(patches), 0), value=True),
         )
         limit = min(limit, self._model.config.context_length - self._cache.length - len(step))
-        for _ in range(limit):
+        if limit < 1 or self._cancelled.is_set():
+            return
+        token_B = pick_tokens(self._model, self._screen, self._forward(step)[:, -1])
+        yield int(token_B)
+        following = self._plain_steps(token_B) if self._decoder is None else self._lean_steps(token_B, limit)
+        yield from itertools.islice(following, limit - 1)
+
+    def _plain_steps(self, token_B: torch.Tensor) -> Iterator[int]:
+        """The tokens behind one."""
+        while not self._cancelled.is_set():
+            token_11 = token_B[None]
+            embeds = self._model.get_input_embeddings()(token_11)
+            hidden = self._forward(Side(embeds=embeds, is_audio=torch.zeros_like(token_11).bool()))
+            token_B = pick_tokens(self._model, self._screen, hidden[:, -1])
+            yield int(token_B)
+
+    def _lean_steps(self, token_B: torch.Tensor, limit: int) -> Iterator[int]:
+        """The same by the engine's own loop, on a copy of the cache."""
+        assert self._decoder is not None
+        past = self._cache.length
+        state = StepCache(self._cache, torch.ones(1, past), limit)
+        with self._lock:
+            self._decoder.step.prepare(past + limit)
+        for position in range(past, past + limit):
             if self._cancelled.is_set():
                 return
-            hidden = self._forward(step)
-            token = self._model.logits(hidden[:, -1]).float().argmax(-1, keepdim=True)
-            yield int(token)
-            step = Side(embeds=self._model.get_input_embeddings()(token), is_audio=torch.zeros_like(token).bool())
+            with self._lock:
+                token_B = self._decoder.next_tokens(token_B, torch.tensor([position]), state)
+            yield int(token_B)
 
     @torch.no_grad()
     def _forward(self, side: Side) -> torch.Tensor:
