@@ -304,9 +304,20 @@ def summary_lines(metrics: Mapping[str, object]) -> list[str]:
     return lines
 
 
+def _cut(result: Evaluation, table: str, column: str, rate: str) -> list[str]:
+    """A line for each group: its rate and its size."""
+    return [
+        f"  {row[column] or 'other'!s:<22} {'-' if row.get(rate) is None else f'{row[rate]:.4f}'}  ({row['items']} items)"
+        for row in result.tables.get(table, ())
+        if rate in row
+    ]
+
+
 def summary(result: Evaluation) -> str:
-    """The metrics as lines, then where the report lies."""
+    """The metrics as lines, what else was heard or asked by kind, then where the report lies."""
     lines = summary_lines(result.metrics)
+    lines += _cut(result, "by_no_speech", "no_speech", "false_transcript_rate")
+    lines += _cut(result, "by_category", "category", "accuracy")
     if result.failed:
         lines.append(f"{result.failed} of {result.items} items failed; they are left out of the rates")
     return "\n".join([*lines, f"report: {result.report}"])

@@ -1,4 +1,4 @@
-"""`aura data synthesize` and `aura data grammar`: text to speech to manifest."""
+"""`aura data synthesize`, `grammar`, `questions` and `no-speech`: speech from text, and clips without any."""
 
 from __future__ import annotations
 
@@ -165,7 +165,100 @@ def grammar(
     return 0 if good else 1
 
 
+def no_speech(
+    out: Path,
+    /,
+    *,
+    clips: int,
+    seed: int = 0,
+    split: Literal["train", "test"] = "train",
+    noise: Names = None,
+    kinds: Annotated[
+        list[Literal["silence", "noise", "music", "language"]] | None, Parameter(consume_multiple=True)
+    ] = None,
+    format: Literal["opus", "flac"] = "opus",
+) -> int:
+    """Make clips on which nobody speaks English, and what to answer to them; an interrupted run goes on.
+
+    Args:
+        out: folder for audio, manifest.jsonl and a data card.
+        clips: in all, the kinds in turn.
+        seed: of everything drawn.
+        split: test has other sounds, timbres, languages and voices than train, and other halves of the recordings.
+        noise: recordings of noise; stretches of them are clips too.
+        kinds: all by default; language (another one than English) needs espeak-ng.
+        format: opus is small, flac lossless.
+    """
+    from aura.progress import audio_progress
+    from aura.synthesis.no_speech import NoSpeechOptions
+    from aura.synthesis.no_speech import no_speech as run
+
+    options = NoSpeechOptions(
+        clips=clips,
+        seed=seed,
+        split=split,
+        kinds=None if kinds is None else tuple(kinds),
+        noise_files=tuple(noise or ()),
+        format=format,
+    )
+    with audio_progress("making", clips) as advance:
+        result = run(
+            out,
+            options,
+            on_start=lambda left: advance(clips - left, 0.0),
+            on_row=lambda row: advance(1, row.get("seconds", 0.0)),
+        )
+    for kind, reason in result.missing.items():
+        print(f"aura: without {kind}: {reason}", file=sys.stderr)
+    for error in result.failed[:5]:
+        print(f"aura: failed: {error}", file=sys.stderr)
+    counts = ", ".join(f"{count} {kind}" for kind, count in result.kinds.items())
+    print(
+        f"{result.rows} clips ({result.made} new; {counts}), {result.seconds / 60:.1f} minutes, "
+        f"{len(result.failed)} failed: {result.manifest or 'no manifest'}"
+    )
+    return 0 if result.rows else 2
+
+
+def questions(
+    out: Path,
+    /,
+    *,
+    count: int = 600,
+    seed: int = 0,
+    split: Literal["train", "test"] = "train",
+    instruction: str | None = None,
+) -> None:
+    """Write short questions with one right answer each, to be spoken by aura data synthesize.
+
+    Args:
+        out: JSON Lines to write (.jsonl).
+        count: questions, no two alike.
+        seed: of the drawing.
+        split: nothing that test asks for is asked in train, in whatever words.
+        instruction: written text behind the spoken question; by default the recipe's prompt stands there.
+    """
+    import json
+
+    from aura.errors import DataError
+    from aura.evaluation.json_text import replace_text
+    from aura.synthesis.questions import questions as draw
+
+    if out.suffix != ".jsonl":
+        raise DataError(f"{out} does not end in .jsonl; expected a name such as questions.jsonl")
+    drawn = draw(count, seed=seed, split=split)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = (json.dumps(question.row(instruction=instruction), ensure_ascii=False) for question in drawn)
+    replace_text(out, "".join(f"{row}\n" for row in rows))
+    categories = len({question.category for question in drawn})
+    print(
+        f"{len(drawn)} questions of {categories} kinds: {out}. Speak them with: aura data synthesize {out} --out FOLDER"
+    )
+
+
 def add_synthesis(data: App) -> None:
     """Add the verbs to `aura data`."""
     data.command(synthesize)
     data.command(grammar)
+    data.command(no_speech)
+    data.command(questions)

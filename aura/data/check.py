@@ -16,7 +16,7 @@ import numpy as np
 from aura.audio.waveform import SAMPLE_RATE
 from aura.data.collect import Result
 from aura.data.manifest import is_manifest, manifest_results, read_utterances
-from aura.data.utterance import Utterance
+from aura.data.utterance import Utterance, no_speech_kind
 from aura.errors import AudioError
 
 WORKERS = 2  # threads; the decoders release the interpreter lock
@@ -227,7 +227,7 @@ class _Tally:
 
 def _reasons(utterance: Utterance, heard: _Heard, earlier: str | None) -> Iterator[str]:
     """What looks wrong about a row that works."""
-    if heard.peak < SILENCE:
+    if heard.peak < SILENCE and no_speech_kind(utterance.label) is None:
         yield f"silence: the loudest sample is {heard.peak:.1e}"
     stated = [part.seconds for part in utterance.audio]
     if all(seconds is not None for seconds in stated):

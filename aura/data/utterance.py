@@ -15,6 +15,10 @@ from aura.errors import DataError
 
 Message = dict[str, Any]
 
+NO_SPEECH_ANSWER = "..."
+"""What a clip teaches in which nothing is said. An empty answer cannot be learnt beside texts that are never empty (rows
+without one are dropped), and this one holds no letter and no digit, so no metric takes it for a word. Our choice."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AudioRef:
@@ -101,13 +105,14 @@ def build_messages(
     """The conversation of a row that has none: audio (and `prompt` after it) in, transcript or label out.
 
     A label wins over a transcript, since a row that carries one is about it, unless the task is `transcribe`.
-    With neither, there is no assistant turn and the row serves for inference only.
+    With neither, there is no assistant turn and the row serves for inference only. A clip without speech, whose label says
+    so, teaches `NO_SPEECH_ANSWER` in every task; an empty transcript alone may mean that nobody wrote it down.
     """
     content: list[dict[str, str]] = [{"type": "audio"} for _ in range(audio_parts)]
     if prompt:
         content = [*content, {"type": "text", "text": prompt}]
     user = {"role": "user", "content": content}
-    spoken = transcript is not None and (label is None or task == "transcribe")
+    spoken = transcript is not None and (label is None or task == "transcribe") and no_speech_kind(label) is None
     answer = transcript if spoken or label is None else label_answer(label)
     return (user,) if answer is None else (user, {"role": "assistant", "content": answer})
 
@@ -115,12 +120,15 @@ def build_messages(
 def label_answer(label: Any) -> str:
     """What a label wants to hear.
 
-    Three kinds: an intent, with slots or not, gives its `label_text`; `{"answers": ["Paris", "the city of Paris"]}`
-    the first of the accepted answers; `{"options": ["A", "B"], "answer": "B"}` the right option.
+    Four kinds: an intent, with slots or not, gives its `label_text`; `{"answers": ["Paris", "the city of Paris"]}`
+    the first of the accepted answers; `{"options": ["A", "B"], "answer": "B"}` the right option; `{"no_speech": "music"}`
+    gives `NO_SPEECH_ANSWER`.
 
     Raises:
         DataError: a label of none of these kinds.
     """
+    if no_speech_kind(label) is not None:
+        return NO_SPEECH_ANSWER
     if isinstance(label, Mapping) and "intent" not in label:
         answers, options = label.get("answers"), label.get("options")
         if isinstance(answers, (list, tuple)) and answers and all(isinstance(text, str) for text in answers):
@@ -128,6 +136,12 @@ def label_answer(label: Any) -> str:
         if isinstance(options, (list, tuple)) and isinstance(label.get("answer"), str) and label["answer"] in options:
             return label["answer"]
     return label_text(label)
+
+
+def no_speech_kind(label: Any) -> str | None:
+    """What is heard instead of speech, from `{"no_speech": "music"}`; None for a label about speech."""
+    kind = label.get("no_speech") if isinstance(label, Mapping) else None
+    return kind if isinstance(kind, str) else None
 
 
 def label_text(label: Any) -> str:

@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class Evaluation:
         report: path of `report.json`.
         items, failed: utterances given, and those among them without an answer.
         errors: the first few reasons, `id: reason`.
+        tables: the metrics by speaker, length ..., as `aura.evaluation.tables.tables` gives them.
     """
 
     metrics: Mapping[str, Any]
@@ -49,6 +50,7 @@ class Evaluation:
     items: int
     failed: int
     errors: tuple[str, ...]
+    tables: Mapping[str, Any] = field(default_factory=dict)
 
 
 def evaluate(
@@ -120,7 +122,8 @@ def evaluate(
     failed = [row for row in rows if row["failed"]]
     score = score_items(kind, items, [row["hypothesis"] for row in rows])
     metrics = score.metrics
-    extra: dict[str, Any] = {"tables": tables([item.utterance for item in items], score)}
+    cut = tables([item.utterance for item in items], score)
+    extra: dict[str, Any] = {"tables": cut}
     if failed:
         extra["failures"] = [{"id": row["id"], "error": row["error"]} for row in failed]
     report = write_report(
@@ -139,6 +142,7 @@ def evaluate(
         items=len(rows),
         failed=len(failed),
         errors=tuple(f"{row['id']}: {row['error']}" for row in failed[:5]),
+        tables=cut,
     )
 
 

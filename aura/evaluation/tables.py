@@ -1,11 +1,11 @@
-"""One score, cut by speaker, by length, by language and by noise."""
+"""One score, cut by speaker, by length, by language, by noise, and by what is heard where nobody speaks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from aura.data.utterance import Utterance
+from aura.data.utterance import Utterance, no_speech_kind
 from aura.errors import AudioError
 from aura.evaluation.intents import IntentItem
 from aura.evaluation.metrics import TranscriptionItem
@@ -30,14 +30,19 @@ def tables(
         lengths: upper ends of the length buckets, seconds, ascending.
 
     Returns:
-        `by_speaker`, `by_length`, `by_lang`, `by_snr`: lists of rows, each with the group's name and what `pooled`
-        gives. A table with a single group is left out, except that of the lengths.
+        `by_speaker`, `by_length`, `by_lang`, `by_snr`, `by_no_speech` (silence, noise, music ...; None for speech) and
+        `by_sound` (the label's `sound`, e.g. `clicks`), `by_category` (the label's `category`, of questions): lists of rows,
+        each with the group's name and what `pooled` gives. A table with a single group is left out, except that of the
+        lengths.
     """
     cuts: dict[str, tuple[str, Callable[[Utterance], Any]]] = {
         "by_speaker": ("speaker", lambda utterance: utterance.speaker or UNKNOWN),
         "by_length": ("seconds", lambda utterance: _bucket(utterance, lengths)),
         "by_lang": ("lang", lambda utterance: utterance.lang or UNKNOWN),
         "by_snr": ("snr_db", snr_of),
+        "by_no_speech": ("no_speech", lambda utterance: no_speech_kind(utterance.label)),
+        "by_sound": ("sound", _sound),
+        "by_category": ("category", _category),
     }
     found: dict[str, list[dict[str, Any]]] = {}
     for name, (column, key_of) in cuts.items():
@@ -54,7 +59,7 @@ def pooled(score: TaskScore, indices: Sequence[int]) -> dict[str, Any]:
 
     Returns:
         `items`, `failed`, `accuracy`; for transcripts `wer`, `cer` and the counts behind them; for commands
-        `intent_accuracy` and `slot_f1`; for silence `mean_words`.
+        `intent_accuracy` and `slot_f1`; for silence `false_transcript_rate` and `mean_words`.
     """
     scored = [score.rows[index] for index in indices if not score.rows[index].failed]
     right = [score.correct[index] for index in indices if score.correct[index] is not None]
@@ -83,7 +88,11 @@ def _of_commands(rows: Sequence[Any]) -> dict[str, Any]:
 
 
 def _of_silence(rows: Sequence[Any]) -> dict[str, Any]:
-    return {"mean_words": ratio(sum(row.words for row in rows), sum(bool(row.invented) for row in rows))}
+    false = sum(bool(row.invented) for row in rows)
+    return {
+        "false_transcript_rate": ratio(false, len(rows)),
+        "mean_words": ratio(sum(row.words for row in rows), false),
+    }
 
 
 RATES: dict[type, Callable[[Sequence[Any]], dict[str, Any]]] = {
@@ -92,6 +101,16 @@ RATES: dict[type, Callable[[Sequence[Any]], dict[str, Any]]] = {
     SilenceItem: _of_silence,
 }
 """By kind of row."""
+
+
+def _sound(utterance: Utterance) -> str | None:
+    kind = no_speech_kind(utterance.label)
+    return None if kind is None else f"{kind}: {utterance.label.get('sound', UNKNOWN)}"
+
+
+def _category(utterance: Utterance) -> str | None:
+    category = utterance.label.get("category") if isinstance(utterance.label, Mapping) else None
+    return category if isinstance(category, str) else None
 
 
 def _bucket(utterance: Utterance, lengths: Sequence[float]) -> Any:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aura.data.utterance import Utterance, label_text
+from aura.data.utterance import Utterance, label_text, no_speech_kind
 from aura.errors import DataError
 from aura.evaluation.choices import choices, is_choice
 from aura.evaluation.metrics import answers, intents, silence, transcription
@@ -130,6 +130,8 @@ def references_of(task: Task, utterances: Sequence[Utterance], ids: Sequence[str
 
 
 def _transcript(utterance: Utterance) -> str | None:
+    if no_speech_kind(utterance.label) is not None:
+        return ""  # whatever the answer to learn looks like
     return utterance.transcript if utterance.transcript is not None else _answer_turn(utterance)
 
 

@@ -14,11 +14,13 @@ _ORDINALS = {
 
 
 def spell(number: int) -> str:
-    """0 to 100 in English words: `42` -> `forty two`."""
+    """0 to 999,999 in English words: `42` -> `forty two`, `365` -> `three hundred sixty five`."""
+    for size, name in ((1000, "thousand"), (100, "hundred")):
+        if number >= size:
+            head, rest = divmod(number, size)
+            return f"{spell(head)} {name}" + (f" {spell(rest)}" if rest else "")
     if number < 20:
         return ONES[number]
-    if number == 100:
-        return "one hundred"
     tens, ones = divmod(number, 10)
     return TENS[tens] + (f" {ONES[ones]}" if ones else "")
 

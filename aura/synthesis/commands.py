@@ -51,16 +51,16 @@ class FliteEngine:
 
 
 class EspeakEngine:
-    """espeak-ng, by its command."""
+    """espeak-ng, by its command; its English voices, or those that are named, e.g. `de+f2`."""
 
     name = "espeak-ng"
     licence = "espeak-ng: GPL-3.0 (the program; not what it says)"
 
-    def __init__(self) -> None:
+    def __init__(self, voices: Sequence[str] = ESPEAK_VOICES) -> None:
         self.program = _find("espeak-ng", "apt install espeak-ng")
         said = _run([self.program, "--version"], None).stdout.decode(errors="replace")
         self.version = "espeak-ng-" + (re.findall(r"\d+\.\d+(?:\.\d+)?", said) or ["unknown"])[0]
-        self._voices = ESPEAK_VOICES
+        self._voices = tuple(voices)
 
     def voices(self) -> Sequence[Voice]:
         return [Voice(name=name, licence="formant synthesis, no recordings") for name in self._voices]

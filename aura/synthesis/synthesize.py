@@ -95,7 +95,7 @@ def synthesize(
     folder, style, options = Path(out), style or Style(), options or EngineOptions()
     jobs = plan_jobs(lines, cast, style, takes=takes, seed=seed)
     with one_writer(folder), ItemLog(folder / LOG) as log:
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
         known = {row["id"]: row for row in log.rows()}
         waiting = [job for job in jobs if not _is_done(known.get(job.id), folder)]
         if on_start is not None:
@@ -128,7 +128,8 @@ def _is_done(row: Mapping[str, Any] | None, folder: Path) -> bool:
     return row is not None and not row.get("failed") and (folder / row["audio"]).is_file()
 
 
-def _remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed run left half written."""
     for partial in folder.glob("audio/*/.*.partial"):
         partial.unlink(missing_ok=True)
 

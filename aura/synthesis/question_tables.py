@@ -1,0 +1,292 @@
+"""What spoken questions ask about: small tables of our own, each entry with one right answer."""
+
+from __future__ import annotations
+
+OPPOSITES = tuple(
+    tuple(pair.split())
+    for pair in [
+        "hot cold",
+        "big small",
+        "fast slow",
+        "up down",
+        "left right",
+        "day night",
+        "black white",
+        "happy sad",
+        "open closed",
+        "young old",
+        "rich poor",
+        "wet dry",
+        "full empty",
+        "dark light",
+        "soft hard",
+        "early late",
+        "high low",
+        "long short",
+        "strong weak",
+        "clean dirty",
+        "love hate",
+        "first last",
+        "inside outside",
+        "start finish",
+        "win lose",
+        "buy sell",
+        "push pull",
+        "true false",
+        "near far",
+        "above below",
+        "before after",
+        "thick thin",
+        "wide narrow",
+        "sweet sour",
+        "loud quiet",
+        "cheap expensive",
+        "easy difficult",
+        "heavy light",
+        "summer winter",
+        "north south",
+        "east west",
+        "asleep awake",
+        "alive dead",
+        "give take",
+        "more less",
+        "always never",
+        "all none",
+        "same different",
+        "good bad",
+        "yes no",
+        "in out",
+        "on off",
+        "male female",
+        "friend enemy",
+        "success failure",
+        "question answer",
+        "arrive leave",
+        "remember forget",
+        "sharp blunt",
+        "deep shallow",
+        "rough smooth",
+        "brave cowardly",
+        "polite rude",
+        "laugh cry",
+        "peace war",
+        "add subtract",
+        "ceiling floor",
+        "front back",
+        "top bottom",
+        "healthy sick",
+        "over under",
+        "tall short",
+        "entrance exit",
+        "begin end",
+        "possible impossible",
+        "visible invisible",
+        "legal illegal",
+        "lucky unlucky",
+        "tidy untidy",
+        "honest dishonest",
+        "patient impatient",
+        "regular irregular",
+        "correct incorrect",
+        "unkind kind",
+        "safe dangerous",
+        "sunrise sunset",
+    ]
+)
+"""Each word of a pair is asked about, but those in `ONE_WAY`."""
+ONE_WAY = frozenset(
+    [
+        "right",
+        "old",
+        "hard",
+        "short",
+        "light",
+        "finish",
+        "end",
+        "kind",
+        "lose",
+        "leave",
+        "answer",
+        "back",
+        "take",
+        "soft",
+        "blunt",
+        "cowardly",
+        "subtract",
+        "sick",
+    ]
+)
+"""Words with more than one opposite (`short`: long, tall), or with none that comes to mind: answers, never asked about."""
+OTHER_FORMS = {  # besides the word itself
+    **{"small": ("little",), "closed": ("shut", "close"), "difficult": ("hard",), "slow": ("slowly",)},
+    **{"sad": ("unhappy",), "finish": ("end", "stop"), "end": ("finish", "stop"), "quiet": ("silent", "soft")},
+    **{"dead": ("death",), "leave": ("depart",), "sick": ("ill", "unhealthy"), "dangerous": ("unsafe", "danger")},
+    **{"blunt": ("dull",), "cowardly": ("afraid", "coward"), "rude": ("impolite",), "outside": ("out",)},
+    **{"inside": ("in",), "below": ("under", "beneath"), "untidy": ("messy",), "sour": ("bitter",)},
+    **{"less": ("fewer",), "none": ("nothing",), "lose": ("loss",), "cry": ("weep",), "failure": ("fail",)},
+    **{"false": ("untrue",), "unkind": ("mean", "cruel"), "hot": ("warm",), "hard": ("solid",)},
+    **{"easy": ("simple",), "incorrect": ("wrong",), "correct": ("right",), "over": ("above",), "near": ("close",)},
+    **{"big": ("large",), "bad": ("evil",), "thin": ("slim",), "thick": ("fat",), "fast": ("quick",)},
+    **{"different": ("other",), "take": ("receive",), "last": ("final",)},
+}
+
+CAPITALS = {
+    **{"France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Portugal": "Lisbon"},
+    **{"England": "London", "Ireland": "Dublin", "Scotland": "Edinburgh", "Norway": "Oslo", "Sweden": "Stockholm"},
+    **{"Finland": "Helsinki", "Denmark": "Copenhagen", "Poland": "Warsaw", "Austria": "Vienna", "Hungary": "Budapest"},
+    **{"Greece": "Athens", "Russia": "Moscow", "Ukraine": "Kyiv", "Turkey": "Ankara", "Egypt": "Cairo"},
+    **{"Kenya": "Nairobi", "Ethiopia": "Addis Ababa", "Ghana": "Accra", "Nigeria": "Abuja", "Morocco": "Rabat"},
+    **{"China": "Beijing", "Japan": "Tokyo", "South Korea": "Seoul", "India": "New Delhi", "Pakistan": "Islamabad"},
+    **{"Nepal": "Kathmandu", "Thailand": "Bangkok", "Vietnam": "Hanoi", "the Philippines": "Manila", "Iran": "Tehran"},
+    **{"Iraq": "Baghdad", "Canada": "Ottawa", "the United States": "Washington", "Cuba": "Havana", "Chile": "Santiago"},
+    **{
+        "Brazil": "Brasilia",
+        "Argentina": "Buenos Aires",
+        "Peru": "Lima",
+        "Colombia": "Bogota",
+        "Uruguay": "Montevideo",
+    },
+    **{"Venezuela": "Caracas", "Ecuador": "Quito", "Australia": "Canberra", "New Zealand": "Wellington"},
+    **{"Iceland": "Reykjavik", "Belgium": "Brussels", "the Netherlands": "Amsterdam", "Switzerland": "Bern"},
+    **{"Romania": "Bucharest", "Bulgaria": "Sofia", "Croatia": "Zagreb", "Serbia": "Belgrade", "Jordan": "Amman"},
+    **{"Lebanon": "Beirut", "Syria": "Damascus", "Algeria": "Algiers", "Uganda": "Kampala", "Jamaica": "Kingston"},
+}
+CAPITAL_FORMS = {
+    "Kyiv": ("Kyiv", "Kiev"),
+    "New Delhi": ("New Delhi", "Delhi"),
+    "Washington": ("Washington", "Washington D.C.", "Washington DC"),
+}
+
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+DAYS_OF_MONTHS = (31, None, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)  # February has no one answer
+
+UNITS = (  # smaller (plural), larger (singular, plural), how many
+    ("seconds", "minute", "minutes", 60),
+    ("minutes", "hour", "hours", 60),
+    ("hours", "day", "days", 24),
+    ("days", "week", "weeks", 7),
+    ("months", "year", "years", 12),
+    ("years", "decade", "decades", 10),
+    ("years", "century", "centuries", 100),
+    ("centimeters", "meter", "meters", 100),
+    ("millimeters", "centimeter", "centimeters", 10),
+    ("meters", "kilometer", "kilometers", 1000),
+    ("grams", "kilogram", "kilograms", 1000),
+    ("inches", "foot", "feet", 12),
+    ("feet", "yard", "yards", 3),
+    ("cents", "dollar", "dollars", 100),
+    ("eggs", "dozen", "dozen", 12),
+)
+MOST_UNITS = 5  # "How many minutes are in five hours?"
+
+CLASSES = {
+    "animal": "dog cat horse cow lion tiger elephant rabbit monkey goat wolf bear",
+    "fruit": "banana pear peach cherry plum grape mango strawberry pineapple melon apple lemon",
+    "vegetable": "carrot potato cabbage onion turnip leek spinach radish cauliflower beet",
+    "vehicle": "car bus truck bicycle train tram van taxi motorcycle tractor",
+    "tool": "hammer saw screwdriver drill wrench shovel axe chisel rake",
+    "instrument": "piano violin guitar flute trumpet drum harp clarinet cello banjo",
+    "color": "red blue green yellow purple pink brown black white gray",
+    "piece of furniture": "table chair sofa bed wardrobe desk bookcase bench",
+    "piece of clothing": "shirt coat jacket sock hat scarf sweater glove skirt",
+}
+UNCOUNTED = frozenset({"spinach", *CLASSES["color"].split()})  # "is red a color", not "is a red"
+
+COLORS = {
+    **{"snow": "white", "coal": "black", "blood": "red", "grass": "green", "a ripe banana": "yellow"},
+    **{"a carrot": "orange", "the sky on a clear day": "blue", "a ripe tomato": "red", "chocolate": "brown"},
+    **{"milk": "white", "a lemon": "yellow", "a crow": "black", "a frog": "green", "a fire engine": "red"},
+    **{"a flamingo": "pink", "a polar bear": "white", "spinach": "green", "a stop sign": "red", "salt": "white"},
+    **{"a ripe strawberry": "red", "an emerald": "green", "a ruby": "red", "broccoli": "green"},
+    **{"a pumpkin": "orange", "a swan": "white", "a raven": "black", "a cucumber": "green"},
+}
+MIXTURES = {
+    ("blue", "yellow"): ("green",),
+    ("red", "yellow"): ("orange",),
+    ("red", "blue"): ("purple", "violet"),
+    ("black", "white"): ("gray", "grey"),
+    ("red", "white"): ("pink",),
+}
+
+PLURALS = {
+    **{"mouse": "mice", "child": "children", "foot": "feet", "tooth": "teeth", "goose": "geese", "man": "men"},
+    **{"woman": "women", "person": "people", "leaf": "leaves", "knife": "knives", "wife": "wives", "wolf": "wolves"},
+    **{"sheep": "sheep", "half": "halves", "loaf": "loaves", "shelf": "shelves", "thief": "thieves", "ox": "oxen"},
+    **{"city": "cities", "baby": "babies", "box": "boxes", "church": "churches", "dish": "dishes", "bus": "buses"},
+    **{"potato": "potatoes", "tomato": "tomatoes", "hero": "heroes", "story": "stories", "party": "parties"},
+    **{"cat": "cats", "dog": "dogs", "book": "books", "house": "houses", "tree": "trees", "car": "cars"},
+    **{"apple": "apples", "river": "rivers", "window": "windows", "flower": "flowers", "chair": "chairs"},
+    **{"watch": "watches", "glass": "glasses", "fox": "foxes", "lady": "ladies", "country": "countries"},
+    **{"key": "keys", "toy": "toys", "bird": "birds", "school": "schools", "life": "lives", "calf": "calves"},
+}
+PASTS = {
+    **{"go": "went", "see": "saw", "eat": "ate", "run": "ran", "take": "took", "give": "gave", "come": "came"},
+    **{"write": "wrote", "drive": "drove", "speak": "spoke", "break": "broke", "sing": "sang", "swim": "swam"},
+    **{"begin": "began", "drink": "drank", "buy": "bought", "think": "thought", "bring": "brought", "catch": "caught"},
+    **{"teach": "taught", "find": "found", "keep": "kept", "sleep": "slept", "leave": "left", "feel": "felt"},
+    **{"build": "built", "send": "sent", "spend": "spent", "lose": "lost", "make": "made", "say": "said"},
+    **{"walk": "walked", "play": "played", "jump": "jumped", "open": "opened", "cook": "cooked", "look": "looked"},
+    **{"fly": "flew", "grow": "grew", "draw": "drew", "throw": "threw", "forget": "forgot", "choose": "chose"},
+}
+
+COUNTS = {  # how many ...
+    "legs does a spider have": (8, "legs"),
+    "legs does a dog have": (4, "legs"),
+    "legs does a bird have": (2, "legs"),
+    "legs does an ant have": (6, "legs"),
+    "legs does a horse have": (4, "legs"),
+    "wheels does a bicycle have": (2, "wheels"),
+    "wheels does a tricycle have": (3, "wheels"),
+    "sides does a triangle have": (3, "sides"),
+    "sides does a square have": (4, "sides"),
+    "sides does a pentagon have": (5, "sides"),
+    "sides does a hexagon have": (6, "sides"),
+    "sides does an octagon have": (8, "sides"),
+    "arms does an octopus have": (8, "arms"),
+    "wings does a bird have": (2, "wings"),
+    "fingers are on one hand": (5, "fingers"),
+    "strings does a violin have": (4, "strings"),
+    "letters are in the English alphabet": (26, "letters"),
+    "seasons are there in a year": (4, "seasons"),
+    "planets are in our solar system": (8, "planets"),
+    "states are in the United States": (50, "states"),
+    "players does one soccer team have on the field": (11, "players"),
+    "eyes does a person have": (2, "eyes"),
+    "noses does a person have": (1, "nose"),
+    "tails does a cat have": (1, "tail"),
+}
+SOUNDS = {"cow": "moo", "dog": "woof", "cat": "meow", "duck": "quack", "pig": "oink", "sheep": "baa", "owl": "hoot"}
+YOUNG = {
+    **{"dog": ("puppy", "pup"), "cat": ("kitten",), "cow": ("calf",), "horse": ("foal",), "sheep": ("lamb",)},
+    **{"duck": ("duckling",), "pig": ("piglet",), "lion": ("cub",), "bear": ("cub",), "kangaroo": ("joey",)},
+    **{"goose": ("gosling",), "frog": ("tadpole",), "hen": ("chick",), "goat": ("kid",), "deer": ("fawn",)},
+}
+SIZES = ("ant", "mouse", "rabbit", "sheep", "horse", "elephant", "blue whale")  # each bigger than the one before
+TRUE_OR_FALSE = {
+    **{
+        "Is ice cold": True,
+        "Is fire cold": False,
+        "Is the sun hot": True,
+        "Is water wet": True,
+        "Is a stone soft": False,
+    },
+    **{"Can fish swim": True, "Can dogs read": False, "Can stones fly": False, "Do birds have feathers": True},
+    **{"Do fish have legs": False, "Do trees have leaves": True, "Do cars eat grass": False, "Do cows give milk": True},
+    **{"Is sugar sweet": True, "Is salt sweet": False, "Is the moon made of cheese": False, "Is the earth round": True},
+    **{"Is the sun a star": True, "Is a whale a fish": False, "Is gold a metal": True, "Is wood a metal": False},
+    **{"Does a bicycle need gasoline": False, "Does the sun rise in the east": True, "Is snow warm": False},
+    **{"Does the sun rise in the west": False, "Do bees make honey": True, "Do cats lay eggs": False},
+    **{"Do hens lay eggs": True, "Can penguins fly": False, "Can eagles fly": True, "Is iron heavier than paper": True},
+    **{"Is the ocean salty": True, "Is Paris in France": True, "Is London in Spain": False, "Is Tokyo in Japan": True},
+    **{"Is Rome in Germany": False, "Is Africa a continent": True, "Is Asia a city": False, "Are lemons sour": True},
+    **{"Is a year longer than a month": True, "Is a minute longer than an hour": False, "Is silver a color": True},
+    **{
+        "Is a meter longer than a kilometer": False,
+        "Does ice melt in the sun": True,
+        "Do people have three arms": False,
+    },
+}
