@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from aura.errors import RecipeError
+
+if TYPE_CHECKING:
+    from aura.config import Recipe
+    from aura.training.loop import RunResult
 
 OPTIONS = ("--recipe", "--bundle", "--minutes", "--route", "--resume", "--overwrite", "--dry-run")
 
@@ -24,19 +31,21 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-) -> None:
+) -> int:
     """Train an adapter. Any field of the recipe can be set: --lora.rank 16 --run.out r16 (see: aura recipe).
+
+    Of a recipe with stages, --stages.hear.run.steps 10 sets a field of the one called hear.
 
     Args:
         recipe: YAML file.
         bundle: in its place, a folder that aura bundle has made; leaves DIR/run, and DIR/adapter in archives.
-        minutes: stop (and save) after this wall time, whatever the step.
+        minutes: stop (and save) after this wall time, whatever the step; stages share it in proportion to their steps.
         route: bridge trains the baseline with the speech encoder at run time on the same data, budget and schedule.
         resume: go on with the last checkpoint of the run folder.
-        overwrite: start over in a run folder that is not empty.
+        overwrite: start over in a run folder that is not empty, all stages of it.
         dry_run: parameters, memory, FLOP and the first batch's shapes, without loading weights.
     """
-    from aura.config import BRIDGE_RUN, read_recipe
+    from aura.config import BRIDGE_RUN
 
     chosen = {**({None: {}, "aura": {"run.route": "aura"}, "bridge": BRIDGE_RUN}[route]), **parse_overrides(overrides)}
     if (recipe is None) == (bundle is None) or (bundle is not None and dry_run):
@@ -45,24 +54,50 @@ def train(
         from aura.bundle.train import train_bundle
 
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        train_bundle(bundle, minutes=minutes, overrides=chosen, resume=resume, overwrite=overwrite)
-        return
-    if minutes is not None:
-        chosen["run.max_minutes"] = minutes
-    resolved = read_recipe(recipe, chosen)
+        return _status(train_bundle(bundle, minutes=minutes, overrides=chosen, resume=resume, overwrite=overwrite))
+    from aura.stages import read_stages
+
+    assert recipe is not None
+    stages = read_stages(recipe, chosen, minutes=minutes)
     if dry_run:
-        import yaml
-
-        from aura.evaluation.json_text import plain
-        from aura.training.dryrun import dry_run as run_dry
-
-        print(yaml.safe_dump(plain(run_dry(resolved)), sort_keys=False, allow_unicode=True, width=110), end="")
-        return
+        _print_dry_run(stages)
+        return 0
     # A line per library and device would bury the run's own lines; the environment may ask for them.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if stages[0][0]:
+        from aura.training.stages import train_stages
+
+        return _status(train_stages(stages, resume=resume, overwrite=overwrite))
     from aura.training.loop import train as run
 
-    run(resolved, resume=resume, overwrite=overwrite)
+    return _status(run(stages[0][1], resume=resume, overwrite=overwrite))
+
+
+def _status(result: RunResult) -> int:
+    """0, or as shells report the signal that stopped the run, with the way to go on."""
+    if result.signal is None:
+        return 0
+    if os.environ.get("RANK", "0") == "0":
+        command = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+        print(
+            f"aura: stopped by {signal.Signals(result.signal).name} after step {result.progress.step} of {result.run}; go on "
+            f"with: aura {shlex.join([*command, '--resume'])}",
+            file=sys.stderr,
+        )
+    return 128 + result.signal
+
+
+def _print_dry_run(stages: Sequence[tuple[str, Recipe]]) -> None:
+    import yaml
+
+    from aura.evaluation.json_text import plain
+    from aura.training.dryrun import dry_run
+    from aura.training.start import find_start
+
+    find_start(stages[0][1])  # later stages start from what is still to be made
+    figures = {name: plain(dry_run(recipe)) for name, recipe in stages}
+    shown = figures if stages[0][0] else figures[""]
+    print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110), end="")
 
 
 def parse_overrides(tokens: Sequence[str]) -> dict[str, Any]:

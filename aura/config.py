@@ -31,7 +31,14 @@ from aura.errors import RecipeError
 POSITIVE = (
     *("audio.n_mels", "audio.stem_width", "audio.block_patches", "audio.max_seconds", "lora.rank", "lora.alpha"),
     *("distill.student_layers", "distill.calibration_seconds", "data.limit", "data.workers", "data.shuffle_buffer"),
-    *("batch.tokens", "batch.micro_batches", "batch.max_items", "optim.learning_rate", "optim.max_bad_steps"),
+    *(
+        "batch.tokens",
+        "batch.micro_batches",
+        "batch.max_items",
+        "optim.learning_rate",
+        "optim.max_bad_steps",
+        "optim.sampled_vocabulary",
+    ),
     *("run.steps", "run.max_minutes", "run.log_every", "run.eval_items", "run.max_new_tokens", "run.save_minutes"),
     *("run.keep_last", "run.threads", "bridge.projector_width", "bridge.scale"),
 )
@@ -58,6 +65,7 @@ BRIDGE_RUN: Mapping[str, Any] = {
     "distill.head_start": 0.0,
 }
 
+STAGES = "stages"  # key of a recipe with several runs, see `aura.stages`
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -217,6 +225,11 @@ class OptimConfig:
         0.0,
         "decay of the moving average of the weights, which is what gets validated and delivered; 0: the last step's",
     )
+    sampled_vocabulary: int | None = option(
+        None,
+        "tokens the answer's loss tells the right one from, half of them frequent, half drawn anew; null: all. For small "
+        "LLMs with large vocabularies on CPU, e.g. 16384",
+    )
     max_bad_steps: int = option(10, "steps in a row with a non-finite loss or gradient before the run stops")
 
 
@@ -229,6 +242,9 @@ class RunConfig:
     )
     name: str = option("run", "name in the model card")
     out: str = option("runs/run", "run folder")
+    init_from: str | None = option(
+        None, "checkpoint or run folder whose weights this run starts from; optimiser, schedule and steps start anew"
+    )
     seed: int = option(0, "of initialisation, data order and augmentation")
     steps: int = option(1000, "optimiser steps")
     max_minutes: float | None = option(None, "stop (and save) after this wall time, whatever the step")
@@ -271,22 +287,39 @@ def read_recipe(path: str | os.PathLike[str] | None = None, overrides: Mapping[s
         RecipeError: the file is missing or no YAML mapping, or holds unknown keys, wrong types or impossible
             values; all of them are named in one message.
     """
-    tree: dict[str, Any] = {}
-    source = "defaults"
-    if path is not None:
-        source = str(path)
-        tree = _load_yaml(Path(path))
+    source, tree = read_tree(path)
+    if STAGES in tree and path is not None:
+        raise RecipeError(
+            f"{source} has stages, which only aura train runs; expected a recipe of one run here, such as a run folder's "
+            "recipe.yaml"
+        )
     for dotted, value in (overrides or {}).items():
-        _set(tree, dotted, value)
+        set_field(tree, dotted, value)
     problems: list[str] = []
-    recipe = _build(Recipe, tree, "", problems)
+    recipe = build_recipe(tree, problems)
+    refuse_problems(source, problems)
+    return recipe
+
+
+def read_tree(path: str | os.PathLike[str] | None) -> tuple[str, dict[str, Any]]:
+    """Name of a recipe for messages, and what its file holds; nothing without a file."""
+    return ("defaults", {}) if path is None else (str(path), _load_yaml(Path(path)))
+
+
+def build_recipe(tree: Mapping[str, Any], problems: list[str]) -> Recipe:
+    """Tree -> recipe; what is wrong with it is added to `problems`."""
+    recipe: Recipe = _build(Recipe, tree, "", problems)
     problems += check(recipe)  # fields with another problem hold their default here
+    return recipe
+
+
+def refuse_problems(source: str, problems: Sequence[str]) -> None:
+    """Raises `RecipeError` with all of them, if there are any."""
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise RecipeError(
             f"{source}: {len(problems)} problem(s) in the recipe:\n{lines}\nList every field with: aura recipe"
         )
-    return recipe
 
 
 def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
@@ -362,6 +395,11 @@ def check(recipe: Recipe) -> list[str]:
         problems += _check_bridge(recipe)
     if not 0 <= recipe.distill.head_start <= 1:
         problems.append(f"distill.head_start is {recipe.distill.head_start}; expected 0 to 1")
+    if recipe.optim.sampled_vocabulary and recipe.distill.response_kl:
+        problems.append(
+            f"optim.sampled_vocabulary is {recipe.optim.sampled_vocabulary} with distill.response_kl "
+            f"{recipe.distill.response_kl:g}, which compares whole vocabularies; expected null"
+        )
     if not recipe.lora.modules:
         problems.append("lora.modules is empty; expected module names such as q_proj")
     if recipe.data.min_seconds >= recipe.data.max_seconds:
@@ -409,7 +447,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
+def set_field(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put a value where `section.field` says."""
     *parents, last = dotted.split(".")
     for parent in parents:
         child = tree.setdefault(parent, {})

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -434,7 +435,12 @@ def test_recipes_that_a_bridge_cannot_follow() -> None:
 
 def test_the_route_is_a_flag_of_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     seen: list[Recipe] = []
-    monkeypatch.setattr(loop, "train", lambda recipe, **options: seen.append(recipe))
+
+    def train(recipe: Recipe, **options: Any) -> SimpleNamespace:
+        seen.append(recipe)
+        return SimpleNamespace(signal=None)
+
+    monkeypatch.setattr(loop, "train", train)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("distill: {weight: 3.0, head_start: 0.1}\n")
     assert main(["train", "--recipe", str(recipe), "--route", "bridge", "--bridge.lora", "false"]) == 0

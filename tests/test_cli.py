@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -393,7 +394,12 @@ def test_train_hands_the_recipe_over(
 ) -> None:
     loop = pytest.importorskip("aura.training.loop")
     calls: list[Any] = []
-    monkeypatch.setattr(loop, "train", lambda recipe, **options: calls.append((recipe, options)))
+
+    def train(recipe: Any, **options: Any) -> SimpleNamespace:
+        calls.append((recipe, options))
+        return SimpleNamespace(signal=None)
+
+    monkeypatch.setattr(loop, "train", train)
     (tmp_path / "r.yaml").write_text("lora: {rank: 8}\nrun: {steps: 7}\n")
     assert run(capsys, "train", "--recipe", tmp_path / "r.yaml", "--resume", "--lora.rank", "4")[0] == 0
     [(recipe, options)] = calls

@@ -11,6 +11,7 @@ import pytest
 
 from aura.config import LINEAR_MODULES, Recipe, as_tree, fields_with_help, read_recipe, write_recipe
 from aura.errors import RecipeError
+from aura.stages import read_stages
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted([*ROOT.glob("recipes/*.yaml"), *ROOT.glob("demo/*.yaml")])
@@ -37,7 +38,7 @@ def test_defaults_are_valid() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
-    read_recipe(path)
+    assert read_stages(path)
 
 
 def test_there_are_recipes() -> None:
@@ -215,12 +216,11 @@ def test_a_file_that_is_no_recipe(tmp_path: Path, content: bytes, message: str) 
 
 @pytest.mark.parametrize("path", [None, *RECIPES], ids=lambda path: path.stem if path else "defaults")
 def test_round_trip(path: Path | None, tmp_path: Path) -> None:
-    read = read_recipe(
-        path,
-        {"data.prompt": "Schreib’ auf: ß", "optim.learning_rate": 3e-7, "data.columns": {"audio": "wav"}},
-    )
-    write_recipe(read, tmp_path / "recipe.yaml")
-    assert read_recipe(tmp_path / "recipe.yaml") == read
+    fields = {"data.prompt": "Schreib’ auf: ß", "optim.learning_rate": 3e-7, "data.columns": {"audio": "wav"}}
+    stages = [("", read_recipe(None, fields))] if path is None else read_stages(path, fields)
+    for _, read in stages:  # a stage's own recipe is one of a run
+        write_recipe(read, tmp_path / "recipe.yaml")
+        assert read_recipe(tmp_path / "recipe.yaml") == read
     assert os.listdir(tmp_path) == ["recipe.yaml"]
 
 

@@ -77,6 +77,11 @@ def collect_contents(recipe: Recipe, work: Path, *, opus: bool = False, compact:
     """
     if not recipe.data.train:
         raise RecipeError("data.train is empty; a bundle without data trains nothing")
+    if recipe.run.init_from is not None:
+        raise RecipeError(
+            f"run.init_from is {recipe.run.init_from}, which a bundle does not pack; expected null. Copy that checkpoint yourself "
+            "and name it there: aura train --bundle DIR --run.init_from CHECKPOINT"
+        )
     audio = _Audio(work, opus=opus)
     manifests: dict[str, bytes] = {}
     originals: dict[str, str] = {}

@@ -104,13 +104,36 @@ def load_lora(model: PreTrainedModel, folder: Path, adapter: str = "default") ->
     """
     try:
         config = peft.LoraConfig.from_pretrained(str(folder))
-        tensors = load_file(folder / WEIGHTS)
-    except Exception as error:  # PEFT and safetensors raise several unrelated types for a missing or torn file
-        raise CheckpointError(
-            f"{folder} holds no readable LoRA adapter: {_first_line(error)}. Expected {WEIGHTS}"
-        ) from error
+    except Exception as error:  # PEFT raises several unrelated types for a missing or torn file
+        raise _unreadable(folder, error) from error
+    tensors = _read_weights(folder)
     peft.inject_adapter_in_model(config, model, adapter_name=adapter)
     _keep_float32(model)  # before the weights go in: bfloat16 would round them
+    _fill(model, tensors, folder, adapter)
+    attach_gate(model)
+
+
+def fill_lora(model: PreTrainedModel, folder: Path, adapter: str = "default") -> None:
+    """The weights saved in a folder into an adapter that is attached already, and of the same form.
+
+    Raises:
+        CheckpointError: as `load_lora`.
+    """
+    _fill(model, _read_weights(folder), folder, adapter)
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors and the file system each raise their own types
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{folder} holds no readable LoRA adapter: {_first_line(error)}. Expected {WEIGHTS}")
+
+
+def _fill(model: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path, adapter: str) -> None:
     state = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     try:
         result: Any = set_peft_model_state_dict(model, state, adapter_name=adapter)
@@ -123,7 +146,6 @@ def load_lora(model: PreTrainedModel, folder: Path, adapter: str = "default") ->
             f"the adapter in {folder} does not fit this LLM: {len(result.unexpected_keys)} unknown and {len(missing)} missing "
             f"weights, e.g. {name}"
         )
-    attach_gate(model)
 
 
 def _first_line(error: Exception) -> str:

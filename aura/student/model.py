@@ -261,13 +261,21 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
             GATE_KEY: self.gate(is_audio_BS),
         }
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Final hidden states (..., D) -> logits (..., V), with the family's own scaling.
 
         Training takes logits at answer positions only; the LLM's forward cannot choose them per row.
+
+        Args:
+            tokens: (C,) ids to score instead of the whole vocabulary: logits are (..., C) then.
         """
         config = self.language_model.config
-        logits = self.get_output_embeddings()(hidden)
+        head: Any = self.get_output_embeddings()
+        if tokens is None:
+            logits = head(hidden)
+        else:
+            bias = getattr(head, "bias", None)
+            logits = nn.functional.linear(hidden, head.weight[tokens], None if bias is None else bias[tokens])
         if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
             logits = logits / divisor
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2

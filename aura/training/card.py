@@ -75,4 +75,6 @@ def _rows(recipe: Recipe) -> str:
             "LoRA": lora,
             "audio": f"{audio}, stem `{recipe.audio.stem}`, attention `{recipe.audio.attention}`",
         }
+    if recipe.run.init_from is not None:
+        rows["started from"] = f"`{recipe.run.init_from}`"
     return "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -34,6 +34,7 @@ from aura.training.plots import plot_run
 from aura.training.run_folder import changed_fields, clear, make_folder, open_run, tidy
 from aura.training.schedule import answer_weight, distill_weight, make_optimizer, rate_factor, set_rate
 from aura.training.setup import Data, Station, build_station, read_data
+from aura.training.start import find_start
 from aura.training.state import Progress, RunLog, load_state, recipe_text, save_state, write_student
 from aura.training.stop import Agreement, StopWatch
 from aura.training.validate import Validation, pick, validate
@@ -58,12 +59,13 @@ class RunResult:
     signal: int | None = None
 
 
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> RunResult:
+def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, more_follow: bool = False) -> RunResult:
     """Train from a recipe.
 
     Args:
         resume: go on from the newest checkpoint in `run.out`; with none there, start.
         overwrite: start anew in a folder that holds a run.
+        more_follow: several processes stay together for another run when this one has finished.
 
     Raises:
         AuraError: everything a user can mend, see `aura.errors`.
@@ -78,10 +80,12 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> R
     accelerator.wait_for_everyone()
     newest = open_run(run, resume=resume, overwrite=overwrite)
     changes = changed_fields(newest, recipe) if newest is not None else []
+    start = find_start(recipe) if newest is None else None  # a resumed run has weights of its own
     data = read_data(recipe)
-    station = build_station(recipe, data.train, calibrate=newest is None, device=accelerator.device)
+    station = build_station(recipe, data.train, calibrate=newest is None, start=start, device=accelerator.device)
     with StopWatch(max_minutes=recipe.run.max_minutes, save_minutes=recipe.run.save_minutes) as watch:
-        return _Run(recipe, run, data, station, accelerator, watch).go(newest, changes)
+        running = _Run(recipe, run, data, station, accelerator, watch, more_follow=more_follow)
+        return running.go(newest, changes)
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
@@ -113,10 +117,18 @@ class _Run:
     """One run in one process: the pieces, and the loop over them."""
 
     def __init__(
-        self, recipe: Recipe, run: Path, data: Data, station: Station, accelerator: Accelerator, watch: StopWatch
+        self,
+        recipe: Recipe,
+        run: Path,
+        data: Data,
+        station: Station,
+        accelerator: Accelerator,
+        watch: StopWatch,
+        *,
+        more_follow: bool = False,
     ) -> None:
         self.recipe, self.run, self.data, self.station = recipe, run, data, station
-        self.accelerator, self.watch = accelerator, watch
+        self.accelerator, self.watch, self.more_follow = accelerator, watch, more_follow
         self.objective = station.objective
         self.parameters = list(self.objective.trainable().values())
         self.optimizer = make_optimizer(
@@ -397,7 +409,8 @@ class _Run:
         # lock and wait for a thread that needs it.
         self.wrapped = None
         self.accelerator.free_memory()
-        self.accelerator.end_training()
+        if number is not None or not self.more_follow:
+            self.accelerator.end_training()
         return RunResult(run=run, checkpoint=checkpoint, progress=progress, finished=number is None, signal=number)
 
     def _deliver(self, checkpoint: Path) -> None:
@@ -422,6 +435,10 @@ class _Run:
         )
         if newest is not None:
             say(f"resumed from {newest} at step {self.progress.step}")
+        elif self.recipe.run.init_from is not None:
+            say(f"starts from the weights of {self.recipe.run.init_from}")
+        for note in self.station.notes:
+            say(note)
         for change in changes:
             say(f"changed since then: {change}")
 

@@ -16,6 +16,7 @@ from aura.distill.layer_map import LayerPair
 from aura.distill.loss import DistillHeads, response_kl
 from aura.student.gate import GATE_KEY, decoder_layers
 from aura.student.model import AuraForConditionalGeneration
+from aura.training.sampled import sampled_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +61,22 @@ class Objective(nn.Module):
         student: the model that learns.
         pairs: which student layers are compared; empty without distillation.
         heads: one per pair; None without distillation.
+        sampled_vocabulary: tokens that a right one is told from while training; all of them when None.
     """
 
     def __init__(
-        self, student: AuraForConditionalGeneration, pairs: Sequence[LayerPair] = (), heads: DistillHeads | None = None
+        self,
+        student: AuraForConditionalGeneration,
+        pairs: Sequence[LayerPair] = (),
+        heads: DistillHeads | None = None,
+        *,
+        sampled_vocabulary: int | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.pairs = tuple(pairs)
         self.heads = heads
+        self.sampled_vocabulary = sampled_vocabulary
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Names and weights that learn: LoRA, audio embedding, heads; nothing else."""
@@ -84,16 +92,22 @@ class Objective(nn.Module):
         """
         layers = [pair.student for pair in self.pairs] if targets_LPK is not None else []
         hidden_BSD, is_audio_BS, captured = self._decode(batch, layers)
-        logits_NV, labels_N = self._answers(hidden_BSD, batch)
-        zero = logits_NV.new_zeros((), dtype=torch.float32)
-        cross_entropy = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
+        zero = hidden_BSD.new_zeros((), dtype=torch.float32)
+        logits_NV = None
+        if self.sampled_vocabulary and self.training:
+            cross_entropy = sampled_cross_entropy(
+                self.student, *self._answered(hidden_BSD, batch), size=self.sampled_vocabulary
+            )
+        else:
+            logits_NV, labels_N = self._answers(hidden_BSD, batch)
+            cross_entropy = nn.functional.cross_entropy(logits_NV.float(), labels_N, reduction="sum")
         total = weights.answer * cross_entropy / weights.answer_tokens
         distances = zero.new_zeros(len(layers))
         if targets_LPK is not None and self.heads is not None:
             distances = self.heads([captured[layer][is_audio_BS] for layer in layers], targets_LPK)
             total = total + weights.distill * distances.mean() / weights.patches
         kl = zero
-        if weights.kl and batch.text is not None:
+        if weights.kl and batch.text is not None and logits_NV is not None:
             kl = response_kl(logits_NV, self._text_teacher(batch.text))
             total = total + weights.answer * weights.kl * kl / weights.answer_tokens
         if not bool(is_audio_BS.any()):
@@ -121,9 +135,15 @@ class Objective(nn.Module):
 
     def _answers(self, hidden_BSD: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (N, V) where a label follows, and those N labels; a large vocabulary elsewhere is wasted."""
+        hidden_ND, labels_N = self._answered(hidden_BSD, batch)
+        return self.student.logits(hidden_ND), labels_N
+
+    @staticmethod
+    def _answered(hidden_BSD: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Final states (N, D) where a label follows, and those N labels."""
         following = batch.labels[:, 1:]
         answered = following != IGNORE
-        return self.student.logits(hidden_BSD[:, :-1][answered]), following[answered]
+        return hidden_BSD[:, :-1][answered], following[answered]
 
     @torch.no_grad()
     def _text_teacher(self, text: Batch) -> torch.Tensor:

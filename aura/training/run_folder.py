@@ -36,8 +36,12 @@ FREE = ("audio.max_seconds", "lora.dropout")
 
 def step_folders(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first; a torn one never gets its name."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.search(p.name)]
-    return sorted(found, key=lambda p: int(STEP_FOLDER.search(p.name).group(1)))  # type: ignore[union-attr]
+    return sorted((p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.search(p.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint folder is named after."""
+    return int(STEP_FOLDER.search(folder.name).group(1))  # type: ignore[union-attr]
 
 
 def open_run(run: Path, *, resume: bool, overwrite: bool) -> Path | None:

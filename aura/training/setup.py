@@ -28,6 +28,7 @@ from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 from aura.teacher.encoder import Teacher
 from aura.training.objective import Objective
+from aura.training.start import Start
 from aura.training.targets import TargetMaker
 
 CALIBRATION_BATCH = 32  # utterances heard at once in the calibration pass
@@ -56,6 +57,7 @@ class Station:
     processor: AuraProcessor
     objective: Objective
     targets: TargetMaker | None
+    notes: tuple[str, ...] = ()  # what to say of the weights it starts from
 
 
 class Stream:
@@ -164,42 +166,56 @@ def _why_not(config: DataConfig, utterance: Utterance) -> str | None:
     return None if utterance.answer else "no answer to learn"
 
 
-def build_station(recipe: Recipe, train: Any, *, calibrate: bool = True, device: torch.device | str = "cpu") -> Station:
+def build_station(
+    recipe: Recipe,
+    train: Any,
+    *,
+    calibrate: bool = True,
+    start: Start | None = None,
+    device: torch.device | str = "cpu",
+) -> Station:
     """Stock LLM, fresh student, teacher and heads, all from the recipe's seed.
 
     Args:
         train: utterances for the calibration pass.
         calibrate: False when the statistics come from a saved state.
+        start: weights in place of fresh ones, see `find_start`.
 
     Raises:
         ModelError: models that do not fit each other; the message names the recipe fields.
     """
     seed_everything(recipe.run.seed)
-    reference = recipe.student.llm
+    reference, sampled = recipe.student.llm, recipe.optim.sampled_vocabulary
     llm = load_llm(reference, dtype=recipe.student.dtype, attention=recipe.student.attention_implementation)
     if recipe.run.route == "bridge":
         student, processor = _build_bridge(recipe, llm)
-        _place(student, recipe, device)
-        return Station(student=student, processor=processor, objective=Objective(student), targets=None)
+        _place(student, recipe, device, start)
+        return Station(
+            student=student, processor=processor, objective=Objective(student, sampled_vocabulary=sampled), targets=None
+        )
     processor = new_processor(load_tokenizer(reference), recipe.audio)
     seed_everything(recipe.run.seed)  # loading may have drawn random numbers
     student = new_student(
         llm, processor, base=reference, audio=recipe.audio, lora=recipe.lora, prompt=recipe.data.prompt
     )
-    _place(student, recipe, device)
+    _place(student, recipe, device, start)
     if recipe.teacher.encoder is None:
-        return Station(student=student, processor=processor, objective=Objective(student), targets=None)
+        return Station(
+            student=student, processor=processor, objective=Objective(student, sampled_vocabulary=sampled), targets=None
+        )
     teacher = Teacher.load(
         resolve(recipe.teacher.encoder), dtype=torch.float32, device=device, pad_to_30s=recipe.teacher.pad_to_30s
     )
     if teacher.spec.max_seconds is not None:
         check_window(recipe, train, teacher.spec.max_seconds)
     front_end = teacher.front_end()
-    if recipe.audio.stem == "conv" and front_end is not None:
+    if recipe.audio.stem == "conv" and front_end is not None and start is None:
         student.audio_embedding.warm_start({name: t for name, t in front_end.items() if isinstance(t, torch.Tensor)})
     if recipe.distill.weight == 0 and not recipe.distill.final_weight:
         # The warm start stays: "without distillation" is one change, not two.
-        return Station(student=student, processor=processor, objective=Objective(student), targets=None)
+        return Station(
+            student=student, processor=processor, objective=Objective(student, sampled_vocabulary=sampled), targets=None
+        )
     pairs = layer_pairs(
         teacher_layers=teacher.spec.layers,
         llm_layers=len(decoder_layers(llm)),
@@ -211,10 +227,12 @@ def build_station(recipe: Recipe, train: Any, *, calibrate: bool = True, device:
     mean, std = targets.raw_statistics()
     seed_everything(recipe.run.seed + 1)
     heads = DistillHeads(pairs=len(pairs), width=width, target_width=targets.width, mean=mean, std=std).to(device)
-    objective = Objective(student, pairs, heads)
-    if calibrate:
+    objective = Objective(student, pairs, heads, sampled_vocabulary=sampled)
+    anew = start.fill_heads(objective, recipe) if start is not None else None
+    if calibrate and (start is None or anew is not None):
         calibrate_heads(objective, targets, _speech(recipe, train), processor, recipe)
-    return Station(student=student, processor=processor, objective=objective, targets=targets)
+    notes = (f"the distillation heads start from a calibration pass: {anew}",) if anew is not None else ()
+    return Station(student=student, processor=processor, objective=objective, targets=targets, notes=notes)
 
 
 def _build_bridge(recipe: Recipe, llm: Any) -> tuple[AuraForConditionalGeneration, AuraProcessor]:
@@ -252,7 +270,12 @@ def check_bins(recipe: Recipe, encoder_config: Any) -> None:
         )
 
 
-def _place(student: AuraForConditionalGeneration, recipe: Recipe, device: torch.device | str) -> None:
+def _place(
+    student: AuraForConditionalGeneration, recipe: Recipe, device: torch.device | str, start: Start | None
+) -> None:
+    """On its device, with the weights it starts from."""
+    if start is not None:
+        start.fill(student)
     if recipe.student.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     student.to(device)  # type: ignore[arg-type]  # transformers wraps `to` without its types

@@ -102,11 +102,13 @@ def load_state(
     """
     try:
         tensors = load_file(folder / TENSORS)
-        progress = Progress(**json.loads((folder / PROGRESS).read_text()))
+        progress = read_progress(folder)
         saved = json.loads((folder / CONFIG).read_text())
         expected = saved["base_fingerprint"]
+    except CheckpointError:
+        raise
     except Exception as error:  # safetensors, json and the file system each raise their own types
-        raise CheckpointError(f"{folder} cannot be resumed from: {' '.join(str(error).split())[:200]}") from error
+        raise _torn(folder, error) from error
     names = objective.trainable()
     wanted = {f"weight/{name}" for name in names} | {
         f"buffer/{name}" for name, _ in objective.named_buffers() if "heads" in name
@@ -114,7 +116,7 @@ def load_state(
     check_fingerprint(
         expected, objective.student.language_model, checkpoint=str(folder), llm=objective.student.config.base_model
     )
-    _check_speech_encoder(saved, objective.student, folder)
+    check_speech_encoder(saved, objective.student, folder)
     wanted |= {f"average/{name}" for name in average.tensors}
     missing = wanted ^ {name for name in tensors if name.startswith(("weight/", "buffer/", "average/"))}
     wrong = [n for n in names if f"weight/{n}" in tensors and tensors[f"weight/{n}"].shape != names[n].shape]
@@ -143,8 +145,31 @@ def load_state(
     return progress
 
 
-def _check_speech_encoder(saved: dict[str, Any], student: AuraForConditionalGeneration, folder: Path) -> None:
-    """A bridge goes on with the encoder it started with."""
+def read_progress(folder: Path) -> Progress:
+    """Where the run stood at a checkpoint.
+
+    Raises:
+        CheckpointError: a torn file.
+    """
+    try:
+        return Progress(**json.loads((folder / PROGRESS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _torn(folder, error) from error
+
+
+def _torn(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{folder} cannot be resumed from: {' '.join(str(error).split())[:200]}")
+
+
+def check_speech_encoder(saved: dict[str, Any], student: AuraForConditionalGeneration, folder: Path) -> None:
+    """A bridge goes on with the encoder it started with.
+
+    Args:
+        saved: `config.json` of the checkpoint in `folder`.
+
+    Raises:
+        CheckpointError: it was another one.
+    """
     if student.speech_encoder is None:
         return
     from aura.bridge.encoder import check_encoder
