@@ -8,7 +8,8 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo compare test test-slow check bench clean
+# make hear SPEECH=FOLDER   data and training of recipes/hear-270m.yaml, hours on two cores (hear/README.md)
+.PHONY: demo compare hear test test-slow check bench clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,29 @@ compare: $(VENV)/installed
 	$(BIN)/aura evaluate --routes aura=runs/demo/checkpoint bridge=runs/bridge/checkpoint cascade text --vad \
 	  --manifest demo/data/held_out.jsonl --task answer --sample 200 --shots 10 --shots-from demo/data/train.jsonl \
 	  --max-new-tokens 5 --out runs/compared
+
+DATA := runs/hear/data
+SPEAK := $(BIN)/aura data synthesize
+hear: $(VENV)/installed
+	test -n "$(SPEECH)" || { echo "make hear SPEECH=FOLDER: the folder of speech that hear/README.md describes" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[synth]"
+	$(BIN)/python hear/prepare.py $(SPEECH) --out $(DATA)
+	$(SPEAK) $(DATA)/phrases.txt --out $(DATA)/phrases_flite --engine flite --takes 6 --seed 11
+	$(SPEAK) $(DATA)/phrases.txt --out $(DATA)/phrases_espeak --engine espeak-ng --takes 3 --seed 12
+	$(SPEAK) $(DATA)/phrases.txt --out $(DATA)/phrases_piper --engine piper --takes 4 --seed 13
+	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_flite --engine flite --count 500 --seed 1
+	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_espeak --engine espeak-ng --count 200 --seed 2
+	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_piper --engine piper --count 400 --seed 3
+	$(BIN)/aura data no-speech $(DATA)/no_speech_train --clips 300 --seed 1 --split train --noise $(SPEECH)/noise/kitchen.opus
+	$(BIN)/aura data no-speech $(DATA)/no_speech_test --clips 240 --seed 2 --split test --noise $(SPEECH)/noise/kitchen.opus
+	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
+	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
+	$(SPEAK) $(DATA)/questions_train.txt.jsonl --out $(DATA)/questions_train --engine flite espeak-ng \
+	  --voices flite:slt flite:awb flite:kal16 espeak-ng:en-us espeak-ng:en-gb espeak-ng:en-us+f2 --seed 1
+	$(SPEAK) $(DATA)/questions_test.txt.jsonl --out $(DATA)/questions_test --engine piper flite \
+	  --voices 'piper:*joe*' flite:rms --rooms 0 --noise 0 --seed 2
+	$(BIN)/python hear/prepare.py $(SPEECH) --out $(DATA)
+	$(BIN)/aura train --recipe recipes/hear-270m.yaml --resume
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q
