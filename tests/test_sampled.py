@@ -87,5 +87,5 @@ def test_a_size_beyond_the_vocabulary_is_the_whole_loss() -> None:
 
 
 def test_it_does_not_go_with_a_loss_on_whole_vocabularies() -> None:
-    with pytest.raises(RecipeError, match="optim.sampled_vocabulary is 100 with distill.response_kl 1"):
+    with pytest.raises(RecipeError, match=r"optim\.sampled_vocabulary is 100 with distill\.response_kl 1"):
         read_recipe(None, {"optim.sampled_vocabulary": 100, "distill.response_kl": 1.0})
