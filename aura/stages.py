@@ -18,9 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from aura.config import STAGES, Recipe, as_tree, build_recipe, read_recipe, read_tree, refuse_problems, set_field
+from aura.config import (
+    STAGES,
+    Recipe,
+    as_tree,
+    build_recipe,
+    read_recipe,
+    read_tree,
+    refuse_problems,
+    set_field,
+    write_yaml,
+)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # part of a folder's name and of a flag's
 # What the weights mean that a stage hands on, and what of it may change all the same
@@ -60,7 +68,7 @@ def read_stages(
     shared = copy.deepcopy(tree)
     _override(shared, chosen)
     recipes = _build_all(shared, [(name, entry, {**chosen, **own[name]}) for name, entry in entries], problems)
-    problems += _broken_chain(recipes, [{*_flat(entry), *own[name]} for name, entry in entries])
+    problems += _broken_chain(recipes, [{*flat_fields(entry), *own[name]} for name, entry in entries])
     if minutes is not None and not minutes > 0:
         problems.append(f"--minutes is {minutes}; expected more than 0")
     refuse_problems(source, problems)
@@ -69,7 +77,6 @@ def read_stages(
 
 def write_stages(stages: Sequence[tuple[str, Recipe]], path: str | os.PathLike[str]) -> None:
     """Resolved stages -> YAML that `read_stages` reads back, through a temporary file and a rename."""
-    path = Path(path)
     listed: list[dict[str, Any]] = []
     for number, (name, recipe) in enumerate(stages):
         tree = as_tree(recipe)
@@ -77,10 +84,7 @@ def write_stages(stages: Sequence[tuple[str, Recipe]], path: str | os.PathLike[s
         if number:
             del tree["run"]["init_from"]
         listed.append({"name": name, **tree})
-    text = yaml.safe_dump({"run": {"out": str(root_of(stages))}, STAGES: listed}, sort_keys=False, allow_unicode=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_yaml({"run": {"out": str(root_of(stages))}, STAGES: listed}, path)
 
 
 def root_of(stages: Sequence[tuple[str, Recipe]]) -> Path:
@@ -131,13 +135,10 @@ def _broken_chain(recipes: Sequence[tuple[str, Recipe]], written: Sequence[set[s
     """Why a stage could not go on with the weights of the one before."""
     problems = []
     for (name, _), fields in zip(recipes, written, strict=True):
-        problems += [
-            f"stage {name}: run.out is its own; expected it beside stages, for all of them"
-            for field in fields
-            if field == "run.out"
-        ]
+        if "run.out" in fields:
+            problems.append(f"stage {name}: run.out is its own; expected it beside stages, for all of them")
     for (name, recipe), fields in zip(recipes[1:], written[1:], strict=True):
-        first, theirs, ours = recipes[0][0], _flat(as_tree(recipes[0][1])), _flat(as_tree(recipe))
+        first, theirs, ours = recipes[0][0], flat_fields(as_tree(recipes[0][1])), flat_fields(as_tree(recipe))
         if "run.init_from" in fields:
             problems.append(f"stage {name}: run.init_from is set; expected none, it starts from the stage before")
         problems += [
@@ -167,7 +168,7 @@ def _override(tree: dict[str, Any], overrides: Mapping[str, Any]) -> None:
         set_field(tree, dotted, value)
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+def flat_fields(tree: Mapping[str, Any]) -> dict[str, Any]:
     """section.field -> value."""
     return {
         f"{section}.{name}": value

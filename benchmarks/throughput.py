@@ -28,10 +28,9 @@ from typing import Any
 
 import numpy as np
 from throughput_routes import AURA, BATCHED, BRIDGE, CASCADE, Setting, open_contender
-from ttft import RATE, save, write
+from ttft import RATE, read_speech, save, write
 
 AIM, AT_BATCH = 3.0, 8  # the target: aura over the cascade
-SPEECH = Path(__file__).parent.parent / "tests" / "data" / "sense_and_sensibility_0880.flac"  # 3 s; 4 words a second
 LOOPING = 5.0  # words a second that nobody speaks: an ASR that repeats itself
 ONCE_ABOVE = 8  # batch size
 MIB = 1 << 20
@@ -182,10 +181,8 @@ def answer(host: Any, clips: list[np.ndarray], options: argparse.Namespace) -> d
 
 def read_clips(audio: str | None, seconds: float, count: int) -> list[np.ndarray]:
     """Clips of that length, one behind the other; short material is heard again, from another place."""
-    from aura.audio.waveform import load_waveform
-
     length = round(seconds * RATE)
-    speech = np.resize(load_waveform(audio or SPEECH), count * length)
+    speech = read_speech(audio, count * length / RATE)
     return [speech[first : first + length] for first in range(0, len(speech), length)]
 
 

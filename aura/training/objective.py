@@ -107,7 +107,8 @@ class Objective(nn.Module):
             distances = self.heads([captured[layer][is_audio_BS] for layer in layers], targets_LPK)
             total = total + weights.distill * distances.mean() / weights.patches
         kl = zero
-        if weights.kl and batch.text is not None and logits_NV is not None:
+        if weights.kl and batch.text is not None:
+            assert logits_NV is not None  # a recipe that samples the vocabulary has no KL
             kl = response_kl(logits_NV, self._text_teacher(batch.text))
             total = total + weights.answer * weights.kl * kl / weights.answer_tokens
         if not bool(is_audio_BS.any()):

@@ -185,14 +185,12 @@ def build_station(
         ModelError: models that do not fit each other; the message names the recipe fields.
     """
     seed_everything(recipe.run.seed)
-    reference, sampled = recipe.student.llm, recipe.optim.sampled_vocabulary
+    reference = recipe.student.llm
     llm = load_llm(reference, dtype=recipe.student.dtype, attention=recipe.student.attention_implementation)
     if recipe.run.route == "bridge":
         student, processor = _build_bridge(recipe, llm)
         _place(student, recipe, device, start)
-        return Station(
-            student=student, processor=processor, objective=Objective(student, sampled_vocabulary=sampled), targets=None
-        )
+        return _undistilled(student, processor, recipe)
     processor = new_processor(load_tokenizer(reference), recipe.audio)
     seed_everything(recipe.run.seed)  # loading may have drawn random numbers
     student = new_student(
@@ -200,9 +198,7 @@ def build_station(
     )
     _place(student, recipe, device, start)
     if recipe.teacher.encoder is None:
-        return Station(
-            student=student, processor=processor, objective=Objective(student, sampled_vocabulary=sampled), targets=None
-        )
+        return _undistilled(student, processor, recipe)
     teacher = Teacher.load(
         resolve(recipe.teacher.encoder), dtype=torch.float32, device=device, pad_to_30s=recipe.teacher.pad_to_30s
     )
@@ -213,9 +209,7 @@ def build_station(
         student.audio_embedding.warm_start({name: t for name, t in front_end.items() if isinstance(t, torch.Tensor)})
     if recipe.distill.weight == 0 and not recipe.distill.final_weight:
         # The warm start stays: "without distillation" is one change, not two.
-        return Station(
-            student=student, processor=processor, objective=Objective(student, sampled_vocabulary=sampled), targets=None
-        )
+        return _undistilled(student, processor, recipe)
     pairs = layer_pairs(
         teacher_layers=teacher.spec.layers,
         llm_layers=len(decoder_layers(llm)),
@@ -227,12 +221,18 @@ def build_station(
     mean, std = targets.raw_statistics()
     seed_everything(recipe.run.seed + 1)
     heads = DistillHeads(pairs=len(pairs), width=width, target_width=targets.width, mean=mean, std=std).to(device)
-    objective = Objective(student, pairs, heads, sampled_vocabulary=sampled)
+    objective = Objective(student, pairs, heads, sampled_vocabulary=recipe.optim.sampled_vocabulary)
     anew = start.fill_heads(objective, recipe) if start is not None else None
     if calibrate and (start is None or anew is not None):
         calibrate_heads(objective, targets, _speech(recipe, train), processor, recipe)
     notes = (f"the distillation heads start from a calibration pass: {anew}",) if anew is not None else ()
     return Station(student=student, processor=processor, objective=objective, targets=targets, notes=notes)
+
+
+def _undistilled(student: AuraForConditionalGeneration, processor: AuraProcessor, recipe: Recipe) -> Station:
+    """Nothing but the answer's loss."""
+    objective = Objective(student, sampled_vocabulary=recipe.optim.sampled_vocabulary)
+    return Station(student=student, processor=processor, objective=objective, targets=None)
 
 
 def _build_bridge(recipe: Recipe, llm: Any) -> tuple[AuraForConditionalGeneration, AuraProcessor]:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from aura.config import Recipe, as_tree
 from aura.errors import CheckpointError
+from aura.stages import flat_fields
 from aura.student.checkpoint import RECIPE
 from aura.student.files import CONFIG, EMBEDDING, checkpoint_folder, load_embedding
 from aura.student.llm import check_fingerprint
@@ -171,8 +172,7 @@ def _form(config: dict[str, Any], adapter: dict[str, Any] | None) -> dict[str, A
 
 def _recipe_form(recipe: Recipe, config: dict[str, Any]) -> dict[str, Any]:
     """The same fields as the recipe has them, written the same way."""
-    tree = as_tree(recipe)
-    form = {f"{section}.{name}": value for section, fields in tree.items() for name, value in fields.items()}
+    form = flat_fields(as_tree(recipe))
     form["lora.modules"] = sorted(recipe.lora.modules)
     available = (config.get("base_fingerprint") or {}).get("layers")
     if available is not None and recipe.lora.layers == available:
