@@ -60,6 +60,7 @@ def measure(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         options.recipe, {"data.train": [str(manifest)], "distill.calibration_seconds": 30.0, **overrides}
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_float32_matmul_precision(recipe.run.float32_matmul)  # of the training and of the rate it is compared with
     matmul_before = matmul_rate(device)
     data = read_data(recipe)
     station = build_station(recipe, data.train, device=device)
@@ -134,6 +135,7 @@ def measure(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         "steps": options.steps,
         "batch_tokens": recipe.batch.tokens,
         "device": device,
+        "float32_matmul": recipe.run.float32_matmul,
         "threads": torch.get_num_threads(),
     }
 

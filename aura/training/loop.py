@@ -83,9 +83,23 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, more
     start = find_start(recipe) if newest is None else None  # a resumed run has weights of its own
     data = read_data(recipe)
     station = build_station(recipe, data.train, calibrate=newest is None, start=start, device=accelerator.device)
-    with StopWatch(max_minutes=recipe.run.max_minutes, save_minutes=recipe.run.save_minutes) as watch:
+    with (
+        _float32_matmul(recipe.run.float32_matmul),
+        StopWatch(max_minutes=recipe.run.max_minutes, save_minutes=recipe.run.save_minutes) as watch,
+    ):
         running = _Run(recipe, run, data, station, accelerator, watch, more_follow=more_follow)
         return running.go(newest, changes)
+
+
+@contextlib.contextmanager
+def _float32_matmul(precision: str) -> Iterator[None]:
+    """torch's setting, which is the process's, for the time of a run."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
