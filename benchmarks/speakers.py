@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=None)
     parser.add_argument("--audio", default=None, help="speech to use; recordings of the demo when left out")
     parser.add_argument("--prompt", default="What is said?")
+    parser.add_argument("--decode", default="float32", help="of aura: lean, or float32 for a copy laid out for speed ...")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", default="runs/bench/speakers")
     options = parser.parse_args()
@@ -118,10 +119,10 @@ def open_engine(options: argparse.Namespace) -> Any:
     from aura.student.llm import load_llm, load_tokenizer
 
     if options.checkpoint:
-        return aura.load(options.checkpoint)
+        return aura.load(options.checkpoint, decode=options.decode)
     processor = new_processor(load_tokenizer(options.llm), AudioConfig())
     model = new_student(load_llm(options.llm), processor, base=options.llm, audio=AudioConfig(), lora=LoraConfig())
-    return Engine(model, processor)
+    return Engine(model, processor, decode=options.decode)
 
 
 def run_level(engine: Any, speech: np.ndarray, count: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class Contender:
             return ids_BS[:, inputs["input_ids"].shape[1] :].tolist(), None
         times: list[float] = []
         ids_BN = self.decoder.generate(
-            inputs, max_new_tokens=tokens, ends=(), on_token=lambda token: times.append(time.perf_counter())
+            inputs, max_new_tokens=tokens, ends=(), between=lambda: times.append(time.perf_counter())
         )
         return ids_BN, times[0]
 

@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--audio", default=None, help="speech to use; a sentence read aloud when left out")
     parser.add_argument("--prompt", default="What is said?")
     parser.add_argument("--routes", nargs="+", default=[STREAMING, WHOLE, CASCADE, BRIDGE, PADDED])
+    parser.add_argument("--decode", default="auto", help="of aura: lean, or float32 for a copy laid out for speed ...")
     parser.add_argument("--threads", type=int, default=None, help="of torch and of the ASR")
     parser.add_argument("--out", default="runs/bench/ttft")
     options = parser.parse_args()
@@ -136,7 +137,7 @@ def build_routes(options: argparse.Namespace) -> tuple[dict[str, Route], dict[st
         processor = new_processor(shelf.tokenizer(llm), AudioConfig())
         model = new_student(shelf.take(llm), processor, base=llm, audio=AudioConfig(), lora=LoraConfig())
     model.to(shelf.device)  # type: ignore[arg-type]
-    engine = Engine(model, processor)
+    engine = Engine(model, processor, decode=options.decode)
     streaming = Streaming(engine, options.prompt)
     makers: dict[str, Callable[[], Route]] = {
         STREAMING: lambda: streaming,

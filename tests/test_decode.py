@@ -110,6 +110,27 @@ def test_rows_that_are_done_leave_the_batch() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_who_takes_the_tokens_can_end_a_row() -> None:
+    model, processor = student("qwen3")
+    inputs = collate(processor, [question(n) for n in range(3)], answer=False).model_inputs()
+    decoder = GreedyDecoder(model)
+    free = decoder.generate(inputs, max_new_tokens=8, ends=[])
+    taken: list[list[int]] = [[], [], []]
+    steps = 0
+
+    def take(row: int, token: int) -> bool:
+        taken[row].append(token)
+        return len(taken[row]) == 2 + 2 * row  # 2, 4 and 6 tokens
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    assert decoder.generate(inputs, max_new_tokens=8, ends=[], take=take, between=count) == taken
+    assert taken == [row[: 2 + 2 * number] for number, row in enumerate(free)]
+    assert steps == 6
+
+
 @pytest.mark.parametrize("gate", ["audio", "all"])
 def test_a_shared_prefix_is_computed_once_and_changes_nothing(gate: str) -> None:
     model, processor = student("gemma3", gate)

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from aura.batch.collate import Example
 from aura.batch.prompt import user_message
 from aura.cli_speech import LoadOptions
-from aura.inference import screened
+from aura.inference import matvec, screened
 from aura.inference.engine import Engine
 from aura.inference.generate import generate_texts
 from aura.inference.greedy import GreedyDecoder
@@ -332,7 +332,7 @@ def test_a_copy_of_the_weights_holds_no_second_output_layer() -> None:
     hidden = seeded(1, weight.shape[1])
     for precision, own in ((None, True), ("float16", True), ("int8", False)):
         step = GreedyDecoder(model, precision, screen=open_screen(model)).step  # type: ignore[arg-type]
-        assert torch.equal(step.logits(hidden), linear(hidden, weight)) is own
+        assert torch.equal(step.logits(hidden), matvec.linear(hidden, weight)) is own
 
 
 def test_it_can_be_switched_off_from_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,14 @@ def test_the_load_at_which_it_breaks(
     monkeypatch.setattr(speakers, "open_engine", lambda options: None)
     monkeypatch.setattr(speakers, "run_level", level)
     options = argparse.Namespace(
-        speakers=[12, 1, 2, 4, 8], turns=1, seconds=1.0, refine=refine, threads=None, audio=None, limit=1.0
+        speakers=[12, 1, 2, 4, 8],
+        turns=1,
+        seconds=1.0,
+        refine=refine,
+        threads=None,
+        audio=None,
+        limit=1.0,
+        decode="auto",
     )
     result = speakers.measure(argparse.Namespace(**vars(options), checkpoint=None))
     assert asked[1:] == run, "the first call only warms up"

@@ -76,6 +76,16 @@ class Engine:
         with self.lock:
             return open_decoder(self.model, self.decode, screen=self.screen)
 
+    def warm(self) -> None:
+        """Make what decoding needs now, not while somebody waits.
+
+        Raises:
+            ModelError: see `decoder`.
+        """
+        _ = self.decoder
+        if self.screen is not None:
+            self.screen.prepare()
+
     def transcribe(
         self,
         source: Any,
@@ -244,9 +254,7 @@ def load(
     model.to(place)  # type: ignore[arg-type]  # its decorator hides the signature
     engine = Engine(model, processor, checkpoint=os.fspath(checkpoint), decode=decode, screen=screen)
     if decode in PRECISIONS:
-        _ = engine.decoder  # the copies are made now, not while somebody waits
-        if engine.screen is not None:
-            engine.screen.prepare()
+        engine.warm()
     return engine
 
 

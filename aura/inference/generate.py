@@ -147,8 +147,10 @@ def end_tokens(model: AuraForConditionalGeneration, tokenizer: PreTrainedTokeniz
     own = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = set(own if isinstance(own, (list, tuple)) else [own])
     ids.add(tokenizer.eos_token_id)
-    vocabulary = tokenizer.get_vocab()
-    ids.update(vocabulary.get(token) for token in END_OF_TURN)
+    # One by one: a dict of the whole vocabulary takes longer than a block of audio.
+    for token in END_OF_TURN:
+        known: Any = tokenizer.convert_tokens_to_ids(token)  # typed for lists of tokens as well
+        ids.add(None if known == tokenizer.unk_token_id else known)
     return sorted(id_ for id_ in ids if id_ is not None)
 
 
@@ -197,10 +199,12 @@ def _generate_leanly(
         return decoder.generate(inputs, max_new_tokens=max_new_tokens, ends=ends)
     streamer.put(inputs["input_ids"])  # the prompt, which it skips
 
-    def write(token: int) -> None:
-        streamer.put(torch.tensor([token]))
+    def write(row: int, token: int) -> bool:
+        if row == 0:
+            streamer.put(torch.tensor([token]))
+        return False
 
-    answers = decoder.generate(inputs, max_new_tokens=max_new_tokens, ends=ends, on_token=write)
+    answers = decoder.generate(inputs, max_new_tokens=max_new_tokens, ends=ends, take=write)
     streamer.end()
     return answers
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from transformers import DynamicCache
 
 from aura.errors import ModelError
+from aura.inference.lean_pass import LeanPass
 from aura.inference.lean_step import LeanStep, StepCache
 from aura.inference.matvec import PRECISIONS, Precision
 from aura.inference.prefix import PrefixStore
@@ -41,6 +43,7 @@ class GreedyDecoder:
         self._screens_steps = screen is not None and precision != "int8"
         self.step = LeanStep(model, precision, own_head=self._screens_steps)
         self.prefixes = PrefixStore(model)
+        self.own_pass = _open_pass(model, self.step if precision == "float32" else None)
 
     @torch.no_grad()
     def generate(
@@ -49,7 +52,8 @@ class GreedyDecoder:
         *,
         max_new_tokens: int,
         ends: Sequence[int],
-        on_token: Callable[[int], None] | None = None,
+        take: Callable[[int, int], bool] | None = None,
+        between: Callable[[], None] | None = None,
     ) -> list[list[int]]:
         """Greedy token ids of each row, its end token included.
 
@@ -57,7 +61,8 @@ class GreedyDecoder:
             inputs: `Batch.model_inputs()`, left-padded.
             max_new_tokens: of each row.
             ends: tokens that end a row.
-            on_token: called with the first row's tokens as they come.
+            take: called with (row, token) for each token as it comes; True ends the row there.
+            between: called after each step's tokens.
         """
         token_B, cache = self._prefill(inputs)
         mask_BS = inputs["attention_mask"]
@@ -72,9 +77,10 @@ class GreedyDecoder:
             for at, token in enumerate(token_B.tolist()):
                 if not done[at]:
                     answers[rows[at]].append(token)
-                    done[at] = token in ending
-                    if on_token is not None and rows[at] == 0:
-                        on_token(token)
+                    is_over = take is not None and take(rows[at], token)
+                    done[at] = is_over or token in ending
+            if between is not None:
+                between()
             if all(done) or count + 1 == max_new_tokens:
                 break
             if sum(done) >= LEAVE_SHARE * len(done):
@@ -96,7 +102,8 @@ class GreedyDecoder:
     def _prefill(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
         """First token of each row (B,), and the cache."""
         ids_BS, mask_BS = inputs["input_ids"], inputs["attention_mask"]
-        rest, cache, known = dict(inputs), None, 0
+        rest, known = dict(inputs), 0
+        cache: DynamicCache | None = None
         if len(ids_BS) == 1 and bool(mask_BS.all()):
             cache, known = self.prefixes.start(ids_BS[0].tolist())
             rest["input_ids"] = ids_BS[:, known:]
@@ -104,9 +111,24 @@ class GreedyDecoder:
                 rest["position_ids"] = rest["position_ids"][:, known:]
         audio = rest.get("input_features"), rest.get("input_features_mask")
         embeds_BSD, is_audio_BS = self.model.embed(rest["input_ids"], *audio)
+        if cache is None:
+            cache = DynamicCache(config=self.model.language_model.config)
         passed = self.model.decoder_inputs(embeds_BSD, is_audio_BS, mask_BS, rest.get("position_ids"), cache)
-        output = self.model.get_decoder()(**passed, use_cache=True)
-        return pick_tokens(self.model, self.screen, output.last_hidden_state[:, -1]), output.past_key_values
+        hidden_BSK = self.states(passed, is_padded=not bool(mask_BS.all()))
+        last_BK = hidden_BSK[:, -1].contiguous()  # strided rows cost the output layer a tenth
+        return pick_tokens(self.model, self.screen, last_BK), cache
+
+    def states(self, passed: dict[str, Any], *, is_padded: bool = False) -> torch.Tensor:
+        """Final hidden states (B, S, K) of further positions, which the cache in `passed` then holds.
+
+        Args:
+            passed: of `decoder_inputs`.
+            is_padded: the LLM's own code is left to mask the padding.
+        """
+        if self.own_pass is not None and not is_padded:
+            return self.own_pass(passed)
+        hidden_BSK: torch.Tensor = self.model.get_decoder()(**passed, use_cache=True).last_hidden_state
+        return hidden_BSK
 
 
 def pick_tokens(model: Any, screen: ScreenedArgmax | None, hidden_BK: torch.Tensor) -> torch.Tensor:
@@ -135,6 +157,27 @@ def open_decoder(model: Any, decode: str, *, screen: ScreenedArgmax | None = Non
         if decode == "lean":
             raise
         return None
+
+
+@torch.no_grad()
+def _open_pass(model: Any, step: LeanStep | None) -> LeanPass | None:
+    """The lean pass, where it computes what the LLM's own does on a few positions of text and audio; else None."""
+    try:
+        own = LeanPass(model, step)
+    except ModelError:
+        return None
+    width = model.get_input_embeddings().weight.shape[1]
+    embeds = torch.randn(1, 12, width, generator=torch.Generator().manual_seed(0)) * model.config.embedding_scale
+    is_audio = torch.zeros(1, 12, dtype=torch.bool)
+    is_audio[:, 4:10] = True
+    found = []
+    for run in (own, lambda passed: model.get_decoder()(**passed, use_cache=True).last_hidden_state):
+        cache = DynamicCache(config=model.language_model.config)
+        positions = torch.arange(12)[None]
+        run(model.decoder_inputs(embeds[:, :8], is_audio[:, :8], None, positions[:, :8], cache))
+        found.append(run(model.decoder_inputs(embeds[:, 8:], is_audio[:, 8:], None, positions[:, 8:], cache)))
+    lean, plain = found
+    return own if bool((lean - plain).abs().max() <= MAX_DIFFERENCE * plain.abs().max()) else None
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,13 +72,19 @@ class LeanStep:
 
     def __init__(self, model: Any, precision: Precision | None, *, own_head: bool = False) -> None:
         lm = model.language_model
-        _check_supported(lm)
+        check_supported(lm)
         self._decoder = lm.get_decoder()
         self._config = lm.config
         self._embed = lm.get_input_embeddings()
         with_adapter = model.config.gate == "all"
-        self.layers = [_lean_layer(layer, lm.config, precision, with_adapter) for layer in decoder_layers(lm)]
-        self._norm, self._eps = _norm_weight(self._decoder.norm, lm.config), lm.config.rms_norm_eps
+        self.products: dict[int, Matvec] = {}  # by the id of the first module
+
+        def product(*modules: Any) -> Matvec:
+            made = self.products[id(modules[0])] = _product(list(modules), precision, with_adapter)
+            return made
+
+        self.layers = [lean_layer(layer, lm.config, product) for layer in decoder_layers(lm)]
+        self._norm, self._eps = norm_weight(self._decoder.norm, lm.config), lm.config.rms_norm_eps
         head = lm.get_output_embeddings()
         self._head = _product([head], None if own_head else precision, with_adapter)
         self._angles: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -86,19 +93,14 @@ class LeanStep:
         """Tables of angles for that many positions."""
         for rope in {layer.rope for layer in self.layers if layer.rope is not None}:
             if rope not in self._angles or len(self._angles[rope][0]) < positions:
-                self._angles[rope] = _angles(self._decoder.rotary_emb, rope, positions + 256)
+                self._angles[rope] = angles(self._decoder.rotary_emb, rope, positions + 256)
 
     def __call__(self, token_B: torch.Tensor, position_B: torch.Tensor, cache: StepCache) -> torch.Tensor:
         """Token ids (B,) at positions (B,) -> hidden states (B, K) for `logits`; the cache grows by one."""
         x = self._embed(token_B)
         turn = {rope: (cos[position_B][:, None], sin[position_B][:, None]) for rope, (cos, sin) in self._angles.items()}
         for index, layer in enumerate(self.layers):
-            before, behind, before_mlp, behind_mlp = layer.norms
-            attended = layer.out(_attend(layer, index, rms_norm(x, before.shape, before, layer.eps), turn, cache))
-            x = x + (attended if behind is None else rms_norm(attended, behind.shape, behind, layer.eps))
-            gate, up = layer.gate_up(rms_norm(x, before_mlp.shape, before_mlp, layer.eps)).chunk(2, dim=-1)
-            made = layer.down(layer.act(gate) * up)
-            x = x + (made if behind_mlp is None else rms_norm(made, behind_mlp.shape, behind_mlp, layer.eps))
+            x = through_layer(layer, x, partial(_attend, layer, index, turn=turn, cache=cache))
         cache.length += 1
         return rms_norm(x, self._norm.shape, self._norm, self._eps)
 
@@ -156,11 +158,30 @@ def _with_room(past: torch.Tensor, room: int) -> torch.Tensor:
     return roomy
 
 
-def _attend(
-    layer: LeanLayer, index: int, x: torch.Tensor, turn: dict[str, tuple[torch.Tensor, torch.Tensor]], cache: StepCache
-) -> torch.Tensor:
-    batch, both = len(x), layer.heads + layer.kv_heads
-    qkv = layer.qkv(x).view(batch, both + layer.kv_heads, layer.head_dim)
+def through_layer(layer: LeanLayer, x_NK: torch.Tensor, attend: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Positions (N, K) through a layer.
+
+    Args:
+        attend: normed (N, K) -> what the heads saw, (N, H * D).
+    """
+    before, behind, before_mlp, behind_mlp = layer.norms
+    attended = layer.out(attend(rms_norm(x_NK, before.shape, before, layer.eps)))
+    x_NK = x_NK + (attended if behind is None else rms_norm(attended, behind.shape, behind, layer.eps))
+    gate, up = layer.gate_up(rms_norm(x_NK, before_mlp.shape, before_mlp, layer.eps)).chunk(2, dim=-1)
+    made = layer.down(layer.act(gate) * up)
+    return x_NK + (made if behind_mlp is None else rms_norm(made, behind_mlp.shape, behind_mlp, layer.eps))
+
+
+def heads_of(
+    layer: LeanLayer, x_NK: torch.Tensor, turn: dict[str, tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normed positions (N, K) -> queries and keys, turned by their positions, (N, H + Hkv, D), and values (N, Hkv, D).
+
+    Args:
+        turn: cos and sin by rope, (N, 1, D) each.
+    """
+    both = layer.heads + layer.kv_heads
+    qkv = layer.qkv(x_NK).view(len(x_NK), both + layer.kv_heads, layer.head_dim)
     qk, value = qkv[:, :both], qkv[:, both:]
     if layer.head_norm is not None:
         qk = rms_norm(qk, qk.shape[-1:], None, layer.eps) * layer.head_norm
@@ -168,6 +189,14 @@ def _attend(
         cos, sin = turn[layer.rope]
         # The first half of `sin` is negative: half a roll is the usual rotation.
         qk = torch.addcmul(qk * cos, qk.roll(layer.head_dim // 2, -1), sin)
+    return qk, value
+
+
+def _attend(
+    layer: LeanLayer, index: int, x: torch.Tensor, turn: dict[str, tuple[torch.Tensor, torch.Tensor]], cache: StepCache
+) -> torch.Tensor:
+    batch = len(x)
+    qk, value = heads_of(layer, x, turn)
     keys, values, mask = cache.put(index, qk[:, layer.heads :], value, layer.window)
     # The queries that share a key head stand where a longer text's queries would: no key is repeated.
     query = qk[:, : layer.heads].reshape(batch, layer.kv_heads, -1, layer.head_dim)
@@ -178,7 +207,7 @@ def _attend(
 # --- reading the LLM -------------------------------------------------------------------------------------------------
 
 
-def _check_supported(lm: Any) -> None:
+def check_supported(lm: Any) -> None:
     config = lm.config
     table = lm.get_input_embeddings().weight
     if table.device.type != "cpu" or table.dtype != torch.float32:
@@ -195,28 +224,29 @@ def _check_supported(lm: Any) -> None:
         )
 
 
-def _lean_layer(layer: Any, config: Any, precision: Precision | None, with_adapter: bool) -> LeanLayer:
+def lean_layer(layer: Any, config: Any, product: Callable[..., Matvec]) -> LeanLayer:
+    """What a decoder layer is made of.
+
+    Args:
+        product: of modules with the same input, their outputs side by side.
+    """
     attention, mlp = layer.self_attn, layer.mlp
-
-    def product(*modules: Any) -> Matvec:
-        return _product(list(modules), precision, with_adapter)
-
     sandwich = hasattr(layer, "pre_feedforward_layernorm")
     before_mlp = layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_norm = None
     if getattr(attention, "q_norm", None) is not None:
-        query, key = _norm_weight(attention.q_norm, config), _norm_weight(attention.k_norm, config)
+        query, key = norm_weight(attention.q_norm, config), norm_weight(attention.k_norm, config)
         head_norm = torch.stack([query] * heads + [key] * kv_heads)
     kind = (getattr(config, "layer_types", None) or [""] * config.num_hidden_layers)[attention.layer_idx]
     window = getattr(config, "sliding_window", None)
     slides = kind == "sliding_attention" or (config.model_type == "mistral" and not kind)
     return LeanLayer(
         norms=(
-            _norm_weight(layer.input_layernorm, config),
-            _norm_weight(layer.post_attention_layernorm, config) if sandwich else None,
-            _norm_weight(before_mlp, config),
-            _norm_weight(layer.post_feedforward_layernorm, config) if sandwich else None,
+            norm_weight(layer.input_layernorm, config),
+            norm_weight(layer.post_attention_layernorm, config) if sandwich else None,
+            norm_weight(before_mlp, config),
+            norm_weight(layer.post_feedforward_layernorm, config) if sandwich else None,
         ),
         eps=config.rms_norm_eps,
         qkv=product(attention.q_proj, attention.k_proj, attention.v_proj),
@@ -234,7 +264,7 @@ def _lean_layer(layer: Any, config: Any, precision: Precision | None, with_adapt
     )
 
 
-def _norm_weight(norm: Any, config: Any) -> torch.Tensor:
+def norm_weight(norm: Any, config: Any) -> torch.Tensor:
     weight = norm.weight.detach()
     return 1.0 + weight if config.model_type.startswith("gemma") else weight
 
@@ -260,18 +290,18 @@ def _own(module: Any, with_adapter: bool) -> Matvec:
     product = stock(layer.weight.detach(), layer.bias)
     if not with_adapter or not hasattr(module, "lora_A"):
         return product
-    adapter = _adapter(module)
+    adapter = only_adapter(module)
     down, up = module.lora_A[adapter].weight.detach(), module.lora_B[adapter].weight.detach()
     scale = module.scaling[adapter]
     return lambda x: product(x) + torch.nn.functional.linear(torch.nn.functional.linear(x, down), up) * scale
 
 
 def _update(module: Any) -> torch.Tensor:
-    adapter = _adapter(module)
+    adapter = only_adapter(module)
     return (module.lora_B[adapter].weight @ module.lora_A[adapter].weight).detach() * module.scaling[adapter]
 
 
-def _adapter(module: Any) -> str:
+def only_adapter(module: Any) -> str:
     names = list(module.lora_A)
     if len(names) != 1 or module.merged or len(module.lora_magnitude_vector):
         raise ModelError(
@@ -281,7 +311,7 @@ def _adapter(module: Any) -> str:
     return names[0]
 
 
-def _angles(rotary: Any, rope: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+def angles(rotary: Any, rope: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
     """cos, sin (positions, D), the first half of sin negative."""
     at = torch.arange(positions)[None]
     # Families with several tables (Gemma 3) take the layer's type; the others do not.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,12 +23,38 @@ PRECISIONS = ("float32", "float16", "int8")
 BYTES = {"float32": 4, "float16": 2, "int8": 1}
 """Of one weight, as a step reads it; int8 reads a scale per row as well."""
 
+ONEDNN: Any = None  # torch's own bindings, or None: its compiler uses them, other code may where they are as they were
+if torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
+    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+):
+    ONEDNN = torch.ops.mkldnn
+
+FEW = (
+    8  # rows that `blocked` lays weights out for: a block of streamed audio; as good for one or a thousand. Our choice
+)
 WIDE = 32_768  # outputs from which int8 takes its activations in 8 bits too: an output layer. Our choice
 
 
 def stock(weight: torch.Tensor, bias: torch.Tensor | None) -> Matvec:
-    """The weight as it is: no memory, and no speed."""
-    return lambda x: torch.nn.functional.linear(x, weight, bias)
+    """The weight as it is, and no memory."""
+    return lambda x: linear(x, weight, bias)
+
+
+def linear(x_NK: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x W^T + b in float32, by oneDNN where torch has it: MKL, which torch takes, leaves AMD CPUs without AVX-512.
+
+    Args:
+        weight: (N, K), or a copy from `blocked`.
+    """
+    if ONEDNN is None:
+        return torch.nn.functional.linear(x_NK, weight, bias)
+    return ONEDNN._linear_pointwise(x_NK.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def blocked(weight: torch.Tensor) -> torch.Tensor | None:
+    """A copy (N, K) in the layout that oneDNN reads fastest, for `linear`; None where there is no oneDNN."""
+    copy: torch.Tensor | None = None if ONEDNN is None else ONEDNN._reorder_linear_weight(weight.contiguous(), FEW)
+    return copy
 
 
 def packed(weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision) -> Matvec:
@@ -37,15 +63,17 @@ def packed(weight: torch.Tensor, bias: torch.Tensor | None, precision: Precision
     Args:
         weight: (N, K) float32.
         bias: (N,) float32 or None.
-        precision: `float32`: laid out by columns; `float16`: rounded to 11 bits, summed in float32; `int8`: 8 bits
-            with one scale a row, activations rounded to bfloat16 (a vocabulary's worth of rows: to 8 bits, where the CPU
-            multiplies those).
+        precision: `float32`: laid out anew, for oneDNN or by columns; `float16`: rounded to 11 bits, summed in float32;
+            `int8`: 8 bits with one scale a row, activations rounded to bfloat16 (a vocabulary's worth of rows: to 8 bits,
+            where the CPU multiplies those).
 
     Raises:
         ModelError: this torch has no kernel for it on this CPU.
     """
     weight = weight.detach()
     if precision == "float32":
+        if (copy := blocked(weight)) is not None:
+            return lambda x: linear(x, copy, bias)
         columns = weight.t().contiguous()
         return (lambda x: x @ columns) if bias is None else (lambda x: torch.addmm(bias, x, columns))
     if precision == "float16":

@@ -52,12 +52,16 @@ class PatchStream:
         """Patches that `rest` would give."""
         return self.grid.count(self.samples) - self.patches if self.samples else 0
 
-    def feed(self, samples_N: np.ndarray) -> torch.Tensor:
-        """Take samples, return the patches (P, D) that became final; P may be 0."""
+    def feed(self, samples_N: np.ndarray, *, least: int = 1) -> torch.Tensor:
+        """Take samples, return the patches (P, D) that became final; P may be 0.
+
+        Args:
+            least: wait until so many are final: a pass costs the same for one as for several.
+        """
         self._frames_MT = torch.cat([self._frames_MT, self._mel.feed(samples_N)], dim=1)
         size, before = self.grid.patch_frames, min(1, self.patches)
         ready = (self._frames_MT.shape[1] - CONTEXT) // size - before
-        if ready < 1:
+        if ready < max(1, least):
             return self._embed(self._frames_MT[:, :0], first=0)
         # One more patch behind, its first frame real and the others never looked at.
         end = (before + ready) * size

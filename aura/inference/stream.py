@@ -152,7 +152,9 @@ class StreamSession:
     def hear(self, samples: np.ndarray) -> None:
         """The first half of `feed`: take samples and embed what is final of them."""
         self._require_listening()
-        patches = self._audio.feed(self.check(samples))
+        block = self._model.config.block_patches
+        waiting = sum(len(patches) for patches in self._ready)
+        patches = self._audio.feed(self.check(samples), least=block - waiting % block)
         if len(patches):
             self._ready.append(patches.to(self._prompt.before.embeds.dtype))
 
@@ -300,6 +302,8 @@ class StreamSession:
         position_ids = torch.arange(past, past + len(side), device=side.embeds.device)[None]
         with self._lock:
             inputs = self._model.decoder_inputs(side.embeds, side.is_audio, None, position_ids, self._cache)
+            if self._decoder is not None:
+                return self._decoder.states(inputs)
             return self._model.get_decoder()(**inputs, use_cache=True).last_hidden_state
 
     # --- checks -----------------------------------------------------------------------------------------------

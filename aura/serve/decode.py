@@ -28,8 +28,14 @@ def decode_batch(engine: Engine, jobs: Sequence[Job], *, between: Callable[[], N
     context = model.config.context_length
     rows = [Row(job, tokenizer, frozenset(ends), context - job.prompt_tokens) for job in jobs]
     inputs = collate(processor, [job.example for job in jobs], answer=False).to(model.device).model_inputs()
+    longest = max(row.limit for row in rows)
+    if engine.decoder is not None and not any(row.generator for row in rows):
+        engine.decoder.generate(
+            inputs, max_new_tokens=longest, ends=ends, take=lambda row, token: rows[row].take(token), between=between
+        )
+        return
     # Sampled rows choose in `_Draw`, each with its own seed.
-    config = greedy_config(max(row.limit for row in rows), ends=ends, pad=tokenizer.pad_token_id)
+    config = greedy_config(longest, ends=ends, pad=tokenizer.pad_token_id)
     prompt = inputs["input_ids"].shape[1]
     generate: Any = model.generate  # its type hides behind a decorator
     generate(

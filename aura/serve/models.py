@@ -87,6 +87,7 @@ def load_models(
 
     Raises:
         CheckpointError: as `aura.load`.
+        ModelError: a way to decode that two adapters on one LLM do not have.
     """
     models: dict[str, Served] = {}
     for name, checkpoint in specs.items():
@@ -97,6 +98,7 @@ def load_models(
         models[name] = Served(name=name, engine=engine, adapter=adapter, created=int(time.time()))
     for served in models.values():
         served.activate()  # also freezes what a fresh injection left trainable
+        served.engine.warm()
     return models
 
 
@@ -120,4 +122,6 @@ def _beside(host: Engine, checkpoint: str, config: AuraConfig, adapter: str, dev
         processor = AuraProcessor.from_pretrained(folder)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"the processor files in {folder} cannot be loaded; copy or save them again") from error
-    return Engine(model, processor, checkpoint=checkpoint)
+    engine = Engine(model, processor, checkpoint=checkpoint, decode=host.decode, screen=False)
+    engine.screen = host.screen  # of the same output layer
+    return engine
