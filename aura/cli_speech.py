@@ -56,9 +56,7 @@ class LoadOptions:
 
 
 def transcribe(
-    checkpoint: str,
-    /,
-    *files: str,
+    *names: str,
     json: bool = False,
     srt: bool = False,
     out: Path | None = None,
@@ -72,8 +70,8 @@ def transcribe(
     """Write down what is said in audio files of any length.
 
     Args:
-        checkpoint: folder of a trained adapter, or a Hub id.
-        files: audio files; their windows are batched together.
+        names: folder of a trained adapter or a Hub id, then audio files, whose windows are batched together. Where the first
+            is an audio file already, $AURA_CHECKPOINT or the checkpoint that comes with aura's source is taken.
         json: one JSON object a file: text, seconds, segments.
         srt: subtitles, one cue a window.
         out: write <name>.txt (.json, .srt) into this folder instead of printing.
@@ -86,6 +84,7 @@ def transcribe(
     from aura.inference.transcribe import transcribe_each
     from aura.progress import audio_progress
 
+    checkpoint, files = chosen_checkpoint(names)
     if not files:
         raise RecipeError("no audio files were given; expected at least one: aura transcribe CHECKPOINT clip.wav")
     if json and srt:
@@ -94,7 +93,7 @@ def transcribe(
         raise RecipeError(f"--srt was given for {len(files)} files; expected --out DIR for their subtitles")
     engine = options.load(checkpoint)
     form: Form = "json" if json else "srt" if srt else "txt"
-    names = output_names(files, form)
+    written = output_names(files, form)
     failed = False
     # A bar and texts on one terminal would run into each other.
     with audio_progress("transcribing", len(files), show=out is not None or not sys.stdout.isatty()) as advance:
@@ -117,8 +116,23 @@ def transcribe(
             if out is None:
                 print(f"{files[index]}: {text}" if form == "txt" and len(files) > 1 else text, flush=True)
             else:
-                _write(out / names[index], text)
+                _write(out / written[index], text)
     return 2 if failed else 0
+
+
+def chosen_checkpoint(names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Checkpoint and audio files of a command line that may leave the checkpoint out.
+
+    Raises:
+        CheckpointError: it is left out, and there is none to fall back on.
+    """
+    from aura.student.files import default_checkpoint
+
+    if not names or not Path(names[0]).is_file():
+        return (names[0] if names else ""), names[1:]
+    checkpoint = default_checkpoint()
+    print(f"aura: the checkpoint is {checkpoint}", file=sys.stderr)
+    return checkpoint, names
 
 
 Form = Literal["txt", "json", "srt"]

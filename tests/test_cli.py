@@ -257,6 +257,19 @@ def test_transcribe_in_its_three_forms(capsys: pytest.CaptureFixture[str], check
     assert_one_error(*run(capsys, *transcribe, "--window", "1000"), "window is 1000 s")
 
 
+def test_transcribe_without_naming_a_checkpoint(
+    capsys: pytest.CaptureFixture[str], checkpoint: str, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = run(capsys, "transcribe", checkpoint, clips / "good.wav", "--max-new-tokens", "3")
+    monkeypatch.setenv("AURA_CHECKPOINT", checkpoint)
+    status, out, err = run(capsys, "transcribe", clips / "good.wav", "--max-new-tokens", "3")
+    assert (status, out) == named[:2] and checkpoint in err
+    monkeypatch.delenv("AURA_CHECKPOINT")
+    monkeypatch.setattr("aura.student.files.SHIPPED", tmp_path / "none")
+    assert_one_error(*run(capsys, "transcribe", clips / "good.wav"), "AURA_CHECKPOINT")
+    assert_one_error(*run(capsys, "transcribe"), "no audio files")
+
+
 def test_transcribe_into_a_folder(
     capsys: pytest.CaptureFixture[str], checkpoint: str, clips: Path, tmp_path: Path
 ) -> None:

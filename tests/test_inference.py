@@ -286,6 +286,17 @@ def test_damage_far_into_a_file_fails_that_file_only() -> None:
     assert isinstance(results[0], AudioError) and isinstance(results[1], Transcript)
 
 
+def test_a_window_in_which_the_model_hears_no_speech_is_left_out() -> None:
+    class Deaf(CountingEngine):
+        def _hear(self, wave_N: np.ndarray) -> str:
+            return "..." if len(self.heard) else super()._hear(wave_N)  # all but the first
+
+    _, wave_N = words_and_audio(50, slot=0.7, pause=0.3)
+    [(_, found)] = transcribe_each(Deaf(round(0.7 * RATE)), [as_audio(wave_N)])  # type: ignore[arg-type]
+    assert isinstance(found, Transcript) and len(found.segments) == 1
+    assert found.text.startswith("w1 w2") and "..." not in found.text
+
+
 def test_silence_asks_no_model() -> None:
     listener = CountingEngine()
     [(_, found)] = transcribe_each(listener, [as_audio(np.zeros(RATE * 40, np.float32))])  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from aura.batch.collate import Example
 from aura.batch.prompt import user_message
+from aura.data.utterance import NO_SPEECH_ANSWER
 from aura.errors import AuraError
 from aura.inference.generate import Generation
 from aura.inference.messages import rereadable
@@ -126,11 +127,12 @@ def transcribe_each(
 
 
 def _heard(window: Window, answer: Generation | None) -> _Heard:
+    text = " ".join(answer.text.split()) if answer else ""  # one line: blank ones would end an SRT cue
     return _Heard(
         start=window.start,
         end=window.end,
         overlaps=window.overlaps,
-        text=" ".join(answer.text.split()) if answer else "",  # one line: blank ones would end an SRT cue
+        text="" if text == NO_SPEECH_ANSWER else text,
         finished=answer.finished if answer else True,
     )
 

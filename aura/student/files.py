@@ -16,6 +16,8 @@ from aura.errors import CheckpointError, ModelError
 
 EMBEDDING = "audio_embedding.safetensors"
 CONFIG = "config.json"
+SHIPPED = Path("checkpoints") / "hear-270m"  # in the source tree
+CHOICE = "AURA_CHECKPOINT"  # environment variable: the checkpoint where none is named
 
 
 @contextlib.contextmanager
@@ -70,6 +72,22 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
         hint = f" Did you mean {best[0]}?" if best else ""
         raise CheckpointError(f"{path} is no aura checkpoint: {CONFIG} and {EMBEDDING} expected, found {inside}.{hint}")
     return folder
+
+
+def default_checkpoint() -> str:
+    """The checkpoint where none is named: `$AURA_CHECKPOINT`, else the one in the source tree.
+
+    Raises:
+        CheckpointError: neither is there, as in an installation from a wheel.
+    """
+    if chosen := os.environ.get(CHOICE):
+        return chosen
+    folder = Path(__file__).parents[2] / SHIPPED
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"no checkpoint was named and {SHIPPED} is not beside this installation; name one, or set {CHOICE} to its folder"
+        )
+    return str(folder)
 
 
 def _snapshot(repository: str) -> Path:
