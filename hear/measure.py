@@ -195,7 +195,8 @@ def figure(measure: Measure, who: str, reference: str, options: argparse.Namespa
     if options.restart:
         command.append("--restart")
     print("aura " + " ".join(command), file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "aura", *command], check=True, stdout=sys.stderr)
+    if code := subprocess.run([sys.executable, "-m", "aura", *command], stdout=sys.stderr).returncode:
+        sys.exit(code)  # it has said why
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     value: float | None = report["metrics"][measure.metric]
     return value

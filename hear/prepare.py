@@ -14,7 +14,9 @@ import argparse
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,53 +24,73 @@ import numpy as np
 
 from aura.audio.waveform import SAMPLE_RATE, load_waveform
 from aura.data.utterance import build_messages
+from aura.errors import AuraError, DataError
 from aura.evaluation.json_text import replace_text
 from aura.inference.endpoint import Endpointer
 from aura.progress import audio_progress
 
 INTENT_PROMPT, ANSWER_PROMPT = "Intent:", "Answer:"
-SPEECH = ("librispeech", "speechocean762", "kathleen_arctic", "vctk_p239", "ljspeech_169")
+SPEECH = ("digits", "librispeech", "speechocean762", "kathleen_arctic", "vctk_p239", "ljspeech_169")
 BEFORE, BEHIND = 0.2, 0.3  # seconds kept around the speech of an order
 
 Row = dict[str, Any]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech", type=Path, help="folder with the manifests of the recordings")
     parser.add_argument("--out", type=Path, default=Path("runs/hear/data"))
+    parser.add_argument("--texts-only", action="store_true", help="only the texts that are to be spoken")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name in SPEECH:
-        for part in ("train", "valid", "test_other_100"):
-            convert(options, f"{name}_{part}.jsonl", transcribed)
-    convert(options, "digits_valid.jsonl", transcribed)
-    for part in ("train", "valid"):
-        convert(options, f"barista_{part}.jsonl", ordered)
-    convert(options, "barista_train.jsonl", cut, name="barista_train_cut.jsonl", endpointer=Endpointer())
-    for folder in sorted(path.parent for path in options.out.glob("*/manifest.jsonl")):
-        spoken(folder, options.out)
-    if (grammar := options.speech / "barista_grammar.yaml").is_file():
-        phrases(grammar, options.out)
-    halve_noise(options.speech / "noise" / "kitchen.opus", options.out)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_phrases(options.speech / "barista_grammar.yaml", options.out)
+        if not options.texts_only:
+            prepare(options.speech, options.out)
+    except (AuraError, OSError) as error:
+        print(f"hear/prepare.py: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def convert(
-    options: argparse.Namespace, source: str, change: Callable[..., Row], *, name: str | None = None, **given: Any
-) -> None:
-    """One manifest of the recordings -> one of ours; a manifest that is not there is left out."""
-    path = options.speech / source
-    if not path.is_file():
-        return
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def prepare(speech: Path, out: Path) -> None:
+    """All manifests; one that is not in `speech` is left out.
+
+    Raises:
+        DataError: none is there.
+        AudioError: a recording that is named and missing.
+    """
+    names = [f"{name}_{part}.jsonl" for name in SPEECH for part in ("train", "valid", "test_other_100")]
+    done = [convert(speech / name, out, transcribed) for name in names]
+    done += [convert(speech / f"barista_{part}.jsonl", out, ordered) for part in ("train", "valid")]
+    if not any(done):
+        raise DataError(
+            f"{speech}: no manifest such as librispeech_train.jsonl in it; hear/README.md says what belongs there"
+        )
+    convert(
+        speech / "barista_train.jsonl",
+        out,
+        partial(cut, folder=out, endpointer=Endpointer()),
+        "barista_train_cut.jsonl",
+    )
+    for folder in sorted(path.parent for path in out.glob("*/manifest.jsonl")):
+        spoken(folder, out)
+    halve_noise(speech / "noise" / "kitchen.opus", out)
+
+
+def convert(source: Path, out: Path, change: Callable[[Row], Row], name: str | None = None) -> bool:
+    """One manifest of the recordings -> one of ours, called alike unless `name` says otherwise; whether it was there."""
+    if not source.is_file():
+        return False
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     done = []
-    with audio_progress(name or source, len(rows)) as advance:
+    with audio_progress(name or source.name, len(rows)) as advance:
         for row in rows:
-            audio = path.parent / row["audio"]
-            row["audio"] = os.path.relpath(audio, options.out)
-            done.append(change(row, audio=audio, **given))
+            row["audio"] = os.path.relpath(source.parent / row["audio"], out)
+            done.append(change(row))
             advance(1, row.get("seconds", 0.0))
-    write(options.out / (name or source), done)
+    write(out / (name or source.name), done)
+    return True
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
@@ -81,18 +103,18 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     print(f"{path}: {len(lines)} lines")
 
 
-def transcribed(row: Row, *, audio: Path) -> Row:
+def transcribed(row: Row) -> Row:
     return row | {"transcript": plain_words(row["transcript"]), "task": "transcribe"}
 
 
-def ordered(row: Row, *, audio: Path) -> Row:
+def ordered(row: Row) -> Row:
     messages = build_messages(transcript=None, label=row["label"], task="intent", prompt=INTENT_PROMPT)
     return row | {"messages": list(messages), "task": "intent"}
 
 
-def cut(row: Row, *, audio: Path, endpointer: Endpointer) -> Row:
+def cut(row: Row, *, folder: Path, endpointer: Endpointer) -> Row:
     """The order without the silence around it; as it is where the detector hears no speech."""
-    wave_N = load_waveform(audio)
+    wave_N = load_waveform(folder / row["audio"])
     endpointer.reset()
     starts, ends = [], []
     for chunk in np.array_split(wave_N, max(1, len(wave_N) // 1024)):
@@ -101,7 +123,7 @@ def cut(row: Row, *, audio: Path, endpointer: Endpointer) -> Row:
             starts.append(endpointer.speech_start)
         if endpointer.speech_end is not None:
             ends.append(endpointer.speech_end)
-    row = ordered(row, audio=audio)
+    row = ordered(row)
     if not starts:
         return row
     length = len(wave_N) / SAMPLE_RATE
@@ -116,14 +138,14 @@ def spoken(folder: Path, out: Path) -> None:
         row["audio"] = os.path.relpath(folder / row["audio"], out)
     kind = folder.name.split("_")[0]
     if kind == "orders":
-        write(out / f"{folder.name}_intent.jsonl", [ordered(row, audio=folder) for row in rows])
+        write(out / f"{folder.name}_intent.jsonl", [ordered(row) for row in rows])
         rows = [{key: value for key, value in row.items() if key != "label"} for row in rows]
     if kind == "questions":
         write(out / f"{folder.name}.jsonl", [asked(row) for row in rows])
     elif kind == "no":
         write(out / f"{folder.name}.jsonl", rows)
     else:
-        write(out / f"{folder.name}_words.jsonl", [transcribed(row, audio=folder) for row in rows])
+        write(out / f"{folder.name}_words.jsonl", [transcribed(row) for row in rows])
 
 
 def asked(row: Row) -> Row:
@@ -131,7 +153,7 @@ def asked(row: Row) -> Row:
     return row | {"messages": list(messages)}
 
 
-def phrases(grammar: Path, out: Path) -> None:
+def write_phrases(grammar: Path, out: Path) -> None:
     """The grammar's slot values, one a line: short texts to speak, from which hearing is learnt first."""
     import yaml
 
@@ -157,4 +179,4 @@ def halve_noise(path: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""A trained checkpoint -> the folder that the repository carries: float16 weights, a compact tokenizer, the full model card.
+
+    python hear/ship.py runs/hear/run/checkpoint checkpoints/hear-270m [--table runs/hear/measured/table.md]
+
+Run it once before measuring, so that the figures are those of the shipped weights, and once more with their table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from aura.errors import AuraError
+from aura.student.checkpoint import CARD
+from aura.student.files import checkpoint_folder, whole_folder
+
+HALVED = ("adapter_model.safetensors", "audio_embedding.safetensors")
+TOKENIZER = "tokenizer.json"
+WORDS = Path(__file__).with_name("card.md")
+LIMIT = 60_000_000  # bytes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--table", type=Path, default=None, help="from hear/measure.py")
+    options = parser.parse_args()
+    try:
+        ship(options.checkpoint, options.target, options.table)
+    except (AuraError, OSError) as error:
+        print(f"hear/ship.py: {error}", file=sys.stderr)
+        return 2
+    size = sum(path.stat().st_size for path in options.target.iterdir())
+    print(f"{options.target}: {size / 1e6:.1f} MB")
+    if size > LIMIT:
+        print(f"hear/ship.py: that is more than {LIMIT / 1e6:.0f} MB", file=sys.stderr)
+        return 1
+    return 0
+
+
+def ship(checkpoint: Path, target: Path, table: Path | None) -> None:
+    """The folder, whole or not at all."""
+    source = checkpoint_folder(checkpoint)
+    with whole_folder(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        for name in HALVED:
+            halves = {key: tensor.half() for key, tensor in load_file(source / name).items()}
+            save_file(halves, folder / name, metadata={"format": "pt"})
+            (folder / name).chmod(0o644)
+        tokenizer = json.loads((source / TOKENIZER).read_text(encoding="utf-8"))
+        compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+        (folder / TOKENIZER).write_text(compact, encoding="utf-8")
+        parts = [(source / CARD).read_text(encoding="utf-8"), WORDS.read_text(encoding="utf-8")]
+        if table is not None:
+            parts.append(
+                "## Figures\n\nHeld-out speech, float16 weights as they lie here:\n\n"
+                + table.read_text(encoding="utf-8")
+            )
+        (folder / CARD).write_text("\n".join(parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
