@@ -43,7 +43,14 @@ POSITIVE = (
     *("run.keep_last", "run.threads", "bridge.projector_width", "bridge.scale"),
 )
 NOT_NEGATIVE = (
-    *("distill.weight", "distill.final_weight", "distill.response_kl", "data.min_seconds", "optim.weight_decay"),
+    *(
+        "distill.weight",
+        "distill.ctc",
+        "distill.final_weight",
+        "distill.response_kl",
+        "data.min_seconds",
+        "optim.weight_decay",
+    ),
     "bridge.silence_seconds",
     *(
         "optim.embedding_learning_rate",
@@ -155,6 +162,12 @@ class BridgeConfig:
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """What the student's layers are pulled toward."""
+
+    ctc: float = option(
+        0.0,
+        "weight of a CTC loss on the transcript's tokens at audio positions, at the last of student_layers; an addition of "
+        "ours that needs no teacher",
+    )
 
     weight: float = option(1.0, "lambda: weight of the mean layer loss")
     final_weight: float | None = option(None, "lambda at the last step (linear schedule); constant when null")

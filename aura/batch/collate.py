@@ -52,6 +52,7 @@ class Batch:
     input_features: torch.Tensor | None = None
     input_features_mask: torch.Tensor | None = None
     waveforms: tuple[np.ndarray, ...] = field(default=())
+    spelled: tuple[tuple[int, ...] | None, ...] = ()  # B transcripts as tokens, for CTC; empty when not asked for
     text: Batch | None = None  # the same answers behind the transcript, for the response KL
 
     def model_inputs(self) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def collate(
     keep_waveforms: bool = False,
     features: Sequence[torch.Tensor] | None = None,
     text_teacher: bool = False,
+    spell: bool = False,
 ) -> Batch:
     """Pad conversations and their audio to one batch.
 
@@ -96,6 +98,7 @@ def collate(
         keep_waveforms: carry the padded waveforms along for the teacher.
         features: log-mel (M, T) per audio part, if already computed (and perhaps masked by augmentation).
         text_teacher: add the batch in which each audio is replaced by its transcript.
+        spell: add the tokens of the transcripts.
 
     Raises:
         PromptError: see `build_prompt`.
@@ -112,7 +115,16 @@ def collate(
         batch = replace(batch, input_features=mel["input_features"], input_features_mask=mel["input_features_mask"])
     if text_teacher:
         batch = replace(batch, text=_text_batch(processor, examples, padding_side))
+    if spell:
+        batch = replace(batch, spelled=tuple(_spelled(processor, example) for example in examples))
     return replace(batch, waveforms=tuple(waveforms)) if keep_waveforms else batch
+
+
+def _spelled(processor: AuraProcessor, example: Example) -> tuple[int, ...] | None:
+    if example.transcripts is None or len(example.waveforms) != 1:
+        return None
+    ids: Any = processor.tokenizer(example.transcripts[0], add_special_tokens=False)["input_ids"]
+    return tuple(ids)
 
 
 def _text_batch(processor: AuraProcessor, examples: Sequence[Example], side: Literal["left", "right"]) -> Batch:

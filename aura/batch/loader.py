@@ -50,6 +50,7 @@ class BatchLoader:
             is left comes as one without answers: left out, it would move all batches after it to other steps.
         keep_waveforms: for the teacher.
         text_teacher: for the response KL.
+        spell: for CTC.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class BatchLoader:
         skip_bad: bool = False,
         keep_waveforms: bool = True,
         text_teacher: bool = False,
+        spell: bool = False,
     ) -> None:
         self.processor = processor
         self.augment = augment
@@ -70,6 +72,7 @@ class BatchLoader:
         self.skip_bad = skip_bad
         self.keep_waveforms = keep_waveforms
         self.text_teacher = text_teacher
+        self.spell = spell
         self.skipped: list[str] = []
 
     def __call__(self, plan: Iterable[list[PlannedItem]]) -> Generator[Batch, None, None]:
@@ -114,6 +117,7 @@ class BatchLoader:
             keep_waveforms=self.keep_waveforms,
             features=features or None,
             text_teacher=self.text_teacher,
+            spell=self.spell,
         )
 
     def _nothing(self) -> Batch:

@@ -160,6 +160,7 @@ class _Run:
             skip_bad=recipe.data.skip_bad,
             keep_waveforms=station.targets is not None,
             text_teacher=recipe.distill.response_kl > 0,
+            spell=recipe.distill.ctc > 0,
         )
 
     def go(self, newest: Path | None, changes: Sequence[str] = ()) -> RunResult:
@@ -259,6 +260,8 @@ class _Run:
             answer=answer_weight(progress.step, recipe.run.steps, recipe.distill),
             answer_tokens=max(1, int(counts[0])),
             patches=max(1, int(counts[1])),
+            ctc=recipe.distill.ctc,
+            micro_batches=recipe.batch.micro_batches,
         )
         self._set_rates()
         sums = torch.zeros(2 + len(self.objective.pairs), device=accelerator.device)

@@ -12,6 +12,7 @@ from torch import nn
 
 from aura.batch.collate import Batch
 from aura.batch.prompt import IGNORE
+from aura.distill.ctc import SpellingLoss
 from aura.distill.layer_map import LayerPair
 from aura.distill.loss import DistillHeads, response_kl
 from aura.student.gate import GATE_KEY, decoder_layers
@@ -27,6 +28,7 @@ class Weights:
         distill: lambda.
         kl: weight of the response KL.
         answer: weight of the answer's cross entropy (and of the KL), 0 while the distillation has its head start.
+        ctc: weight of the spelling; micro_batches: of the step, each of which counts alike there.
         answer_tokens, patches: of the whole optimiser step, over all micro-batches and processes.
     """
 
@@ -35,6 +37,8 @@ class Weights:
     answer_tokens: int
     patches: int
     answer: float = 1.0
+    ctc: float = 0.0
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +50,15 @@ class Losses:
         cross_entropy: scalar, nats summed over answer tokens.
         distances: (pairs,) 1 - cosine summed over patches; empty without distillation.
         kl: scalar, summed over answer tokens.
+        ctc: scalar, summed over the `spelled` tokens of transcripts.
     """
 
     total: torch.Tensor
     cross_entropy: torch.Tensor
     distances: torch.Tensor
     kl: torch.Tensor
+    ctc: torch.Tensor
+    spelled: int
 
 
 class Objective(nn.Module):
@@ -62,6 +69,7 @@ class Objective(nn.Module):
         pairs: which student layers are compared; empty without distillation.
         heads: one per pair; None without distillation.
         sampled_vocabulary: tokens that a right one is told from while training; all of them when None.
+        spelling: CTC at audio positions; None without.
     """
 
     def __init__(
@@ -71,12 +79,14 @@ class Objective(nn.Module):
         heads: DistillHeads | None = None,
         *,
         sampled_vocabulary: int | None = None,
+        spelling: SpellingLoss | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.pairs = tuple(pairs)
         self.heads = heads
         self.sampled_vocabulary = sampled_vocabulary
+        self.spelling = spelling
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Names and weights that learn: LoRA, audio embedding, heads; nothing else."""
@@ -91,7 +101,9 @@ class Objective(nn.Module):
             weights: of this step.
         """
         layers = [pair.student for pair in self.pairs] if targets_LPK is not None else []
-        hidden_BSD, is_audio_BS, captured = self._decode(batch, layers)
+        spelling = self.spelling if weights.ctc and batch.spelled else None
+        wanted = {*layers, *([spelling.layer] if spelling is not None else [])}
+        hidden_BSD, is_audio_BS, captured = self._decode(batch, sorted(wanted))
         zero = hidden_BSD.new_zeros((), dtype=torch.float32)
         logits_NV = None
         if self.sampled_vocabulary and self.training:
@@ -106,6 +118,10 @@ class Objective(nn.Module):
         if targets_LPK is not None and self.heads is not None:
             distances = self.heads([captured[layer][is_audio_BS] for layer in layers], targets_LPK)
             total = total + weights.distill * distances.mean() / weights.patches
+        ctc, spelled = zero, 0
+        if spelling is not None:
+            ctc, spelled = spelling(captured[spelling.layer], is_audio_BS, batch.spelled)
+            total = total + weights.ctc * ctc / max(1, spelled) / weights.micro_batches
         kl = zero
         if weights.kl and batch.text is not None:
             assert logits_NV is not None  # a recipe that samples the vocabulary has no KL
@@ -114,7 +130,14 @@ class Objective(nn.Module):
         if not bool(is_audio_BS.any()):
             # Nothing of the adapter took part; a distributed wrapper still waits for every gradient.
             total = total + 0.0 * sum(parameter.sum() for parameter in self.trainable().values())
-        return Losses(total=total, cross_entropy=cross_entropy.detach(), distances=distances.detach(), kl=kl.detach())
+        return Losses(
+            total=total,
+            cross_entropy=cross_entropy.detach(),
+            distances=distances.detach(),
+            kl=kl.detach(),
+            ctc=ctc.detach(),
+            spelled=spelled,
+        )
 
     @torch.no_grad()
     def audio_states(self, batch: Batch) -> list[torch.Tensor]:

@@ -17,6 +17,7 @@ from aura.batch.loader import load_example
 from aura.config import DataConfig, Recipe
 from aura.data.manifest import read_utterances
 from aura.data.utterance import Utterance
+from aura.distill.ctc import SpellingLoss
 from aura.distill.layer_map import layer_pairs
 from aura.distill.loss import DistillHeads
 from aura.errors import AudioError, DataError, RecipeError
@@ -221,7 +222,13 @@ def build_station(
     mean, std = targets.raw_statistics()
     seed_everything(recipe.run.seed + 1)
     heads = DistillHeads(pairs=len(pairs), width=width, target_width=targets.width, mean=mean, std=std).to(device)
-    objective = Objective(student, pairs, heads, sampled_vocabulary=recipe.optim.sampled_vocabulary)
+    objective = Objective(
+        student,
+        pairs,
+        heads,
+        sampled_vocabulary=recipe.optim.sampled_vocabulary,
+        spelling=_spelling(student, processor, recipe),
+    )
     anew = start.fill_heads(objective, recipe) if start is not None else None
     if calibrate and (start is None or anew is not None):
         calibrate_heads(objective, targets, _speech(recipe, train), processor, recipe)
@@ -231,8 +238,24 @@ def build_station(
 
 def _undistilled(student: AuraForConditionalGeneration, processor: AuraProcessor, recipe: Recipe) -> Station:
     """Nothing but the answer's loss."""
-    objective = Objective(student, sampled_vocabulary=recipe.optim.sampled_vocabulary)
+    objective = Objective(
+        student,
+        sampled_vocabulary=recipe.optim.sampled_vocabulary,
+        spelling=_spelling(student, processor, recipe),
+    )
     return Station(student=student, processor=processor, objective=objective, targets=None)
+
+
+def _spelling(student: AuraForConditionalGeneration, processor: AuraProcessor, recipe: Recipe) -> SpellingLoss | None:
+    if not recipe.distill.ctc:
+        return None
+    layers = len(decoder_layers(student.language_model))
+    table: Any = student.get_input_embeddings().weight
+    return SpellingLoss(
+        table,
+        blank=int(processor.tokenizer.eos_token_id),
+        layer=recipe.distill.student_layers or max(1, round(layers * 2 / 3)),
+    )
 
 
 def _build_bridge(recipe: Recipe, llm: Any) -> tuple[AuraForConditionalGeneration, AuraProcessor]:

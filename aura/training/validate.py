@@ -26,8 +26,8 @@ class Validation:
     """One evaluation.
 
     Args:
-        scores: `loss` (nats per answer token), `wer`, `accuracy`, `cosine` and what else the task gives; None where
-            nothing could be scored.
+        scores: `loss` (nats per answer token), `wer`, `accuracy`, `cosine`, `ctc` (nats per token of the transcript) and what
+            else the task gives; None where nothing could be scored.
         cosines: per layer pair.
         samples: (truth, heard) for a few utterances.
     """
@@ -51,7 +51,7 @@ def validate(
     """Losses and generated answers on held-out utterances; the student is left in training mode."""
     objective.eval()
     try:
-        loss, cosines = _losses(objective, processor, targets, utterances, recipe)
+        loss, ctc, cosines = _losses(objective, processor, targets, utterances, recipe)
         examples = [load_example(u) for u in utterances]
         prompts = [_question(example) for example in examples]
         texts = [
@@ -67,6 +67,8 @@ def validate(
     finally:
         objective.train()
     scores: dict[str, float | None] = {"loss": loss, **score(recipe.run.eval_task, utterances, texts)}
+    if ctc is not None:
+        scores["ctc"] = ctc
     if cosines:
         scores["cosine"] = float(np.mean(cosines))
     samples = [
@@ -97,8 +99,10 @@ def _question(example: Any) -> Any:
 
 def _losses(
     objective: Objective, processor: Any, targets: TargetMaker | None, utterances: Sequence[Utterance], recipe: Recipe
-) -> tuple[float, list[float]]:
-    loader = BatchLoader(processor, augment=None, seed=0, keep_waveforms=targets is not None)
+) -> tuple[float, float | None, list[float]]:
+    loader = BatchLoader(
+        processor, augment=None, seed=0, keep_waveforms=targets is not None, spell=recipe.distill.ctc > 0
+    )
     estimate = LengthEstimate(processor)
     batches = pack(
         [estimate(u) for u in utterances],
@@ -107,6 +111,7 @@ def _losses(
         rng=np.random.default_rng(0),
     )
     cross_entropy, tokens, patches = 0.0, 0, 0
+    ctc, spelled = 0.0, 0
     distances: torch.Tensor | None = None
     for members in batches:
         # unreadable rows raise here: validation must not shrink in silence
@@ -115,12 +120,13 @@ def _losses(
         made = (
             targets(batch.waveforms, objective.heads) if targets is not None and objective.heads is not None else None
         )
-        weights = Weights(distill=1.0, kl=0.0, answer_tokens=1, patches=1)
+        weights = Weights(distill=1.0, kl=0.0, answer_tokens=1, patches=1, ctc=recipe.distill.ctc)
         losses: Losses = objective(batch, made, weights)
         cross_entropy += float(losses.cross_entropy)
         tokens += batch.answer_tokens
+        ctc, spelled = ctc + float(losses.ctc), spelled + losses.spelled
         if made is not None:
             patches += made.shape[1]
             distances = losses.distances if distances is None else distances + losses.distances
     cosines = [] if distances is None else (1 - distances / patches).tolist()
-    return cross_entropy / tokens, cosines
+    return cross_entropy / tokens, ctc / spelled if spelled else None, cosines
