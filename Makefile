@@ -53,6 +53,11 @@ hear: $(VENV)/installed
 	$(SPEAK) $(DATA)/questions_test.txt.jsonl --out $(DATA)/questions_test --engine piper flite \
 	  --voices 'piper:*joe*' flite:rms --rooms 0 --noise 0 --seed 2
 	$(BIN)/python hear/prepare.py $(SPEECH) --out $(DATA)
+	$(BIN)/python hear/chains.py $(foreach e,flite espeak piper kokoro,$(DATA)/phrases_$(e)_words.jsonl) \
+	  --out $(DATA)/chains_phrases --count 2000 --seed 5
+	$(BIN)/python hear/chains.py $(foreach f,train more_voices synthesized_voices,demo/data/$(f).jsonl) \
+	  --out $(DATA)/chains_digits --count 1200 --links 2 5 --seed 6
+	$(BIN)/python hear/chains.py demo/data/held_out.jsonl --out $(DATA)/chains_digits_held_out --count 100 --links 2 5 --seed 7
 	$(BIN)/aura train --recipe recipes/hear-270m.yaml --resume
 
 test: $(VENV)/installed

@@ -16,7 +16,7 @@ from aura.inference.engine import Engine
 from aura.inference.generate import Generation, generate_texts
 from aura.inference.greedy import DECODES, GreedyDecoder, check_step, open_decoder
 from aura.inference.lean_step import FAMILIES, LeanStep, StepCache
-from aura.inference.matvec import PRECISIONS, WIDE, packed, quantize_rows
+from aura.inference.matvec import PRECISIONS, WIDE, _round_up, blocked, linear, packed, quantize_rows
 from aura.inference.prefix import MIN_PREFIX, PrefixStore
 from aura.inference.screened import first_largest
 
@@ -174,6 +174,23 @@ def test_a_packed_weight_multiplies_as_closely_as_it_says(precision: Any) -> Non
     # and a row does not depend on the others of its batch
     product = packed(weight, None, precision)
     torch.testing.assert_close(product(x)[1:2], product(x[1:2]), rtol=1e-2 if precision == "int8" else 1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 15, 17, 33, 100])
+def test_a_float32_product_is_float32_whatever_computes_it(rows: int) -> None:
+    torch.manual_seed(rows)
+    x, weight, bias = torch.randn(rows, 48), torch.randn(80, 48), torch.randn(80)
+    expected = (x.double() @ weight.double().t() + bias).float()
+    for form in (weight, blocked(weight)):
+        if form is not None:
+            torch.testing.assert_close(linear(x, form, bias), expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(linear(x[:, :], form), expected - bias, rtol=1e-5, atol=1e-5)
+
+
+def test_the_numbers_of_rows_that_kernels_are_made_for_stay_few() -> None:
+    rounded = {_round_up(rows) for rows in range(1, 5000)}
+    assert len(rounded) < 100
+    assert all(rows <= _round_up(rows) <= 1.25 * rows for rows in range(1, 5000))
 
 
 def test_a_wide_int8_product_has_a_scale_for_each_row_of_the_batch() -> None:

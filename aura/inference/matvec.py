@@ -46,9 +46,18 @@ def linear(x_NK: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
     Args:
         weight: (N, K), or a copy from `blocked`.
     """
-    if ONEDNN is None:
+    rows = len(x_NK)
+    if ONEDNN is None or (len(weight) >= WIDE and not weight.is_mkldnn):  # it would lay the weight out anew each time
         return torch.nn.functional.linear(x_NK, weight, bias)
-    return ONEDNN._linear_pointwise(x_NK.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
+    padded_NK = torch.nn.functional.pad(x_NK, (0, 0, 0, _round_up(rows) - rows)).contiguous()
+    y_NM: torch.Tensor = ONEDNN._linear_pointwise(padded_NK, weight, bias, "none", [], "")
+    return y_NM[:rows]
+
+
+def _round_up(rows: int) -> int:
+    """To one of eight numbers an octave: oneDNN keeps half a megabyte of code and scratch for each number of rows it has seen."""
+    step = 1 << max(0, rows.bit_length() - 4)
+    return -(-rows // step) * step
 
 
 def blocked(weight: torch.Tensor) -> torch.Tensor | None:

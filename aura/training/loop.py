@@ -358,7 +358,8 @@ class _Run:
         """Validation on the main process; the others wait."""
         self.progress.evaluated = self.progress.step
         if self.accelerator.is_main_process and self.valid:
-            with self.average.applied():
+            # By oneDNN, an output layer over a large vocabulary takes gigabytes in the passes of decoding.
+            with self.average.applied(), _float32_matmul("highest"):
                 result = validate(self.objective, self.station.processor, self.station.targets, self.valid, self.recipe)
                 self._keep_best(result)
             self._record({"kind": "valid", "step": self.progress.step, **result.scores, **self._pairs(result.cosines)})
