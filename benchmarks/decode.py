@@ -227,9 +227,7 @@ def lean(decoder: Any, inputs: dict[str, torch.Tensor]) -> Contender:
 
     def run(tokens: int) -> float:
         times: list[float] = []
-        decoder.generate(
-            inputs, max_new_tokens=tokens, ends=(), between=lambda: times.append(time.perf_counter())
-        )
+        decoder.generate(inputs, max_new_tokens=tokens, ends=(), between=lambda: times.append(time.perf_counter()))
         return (tokens - 1) / (times[-1] - times[0])
 
     return run

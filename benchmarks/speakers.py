@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", default=None)
     parser.add_argument("--audio", default=None, help="speech to use; recordings of the demo when left out")
     parser.add_argument("--prompt", default="What is said?")
-    parser.add_argument("--decode", default="float32", help="of aura: lean, or float32 for a copy laid out for speed ...")
+    parser.add_argument(
+        "--decode", default="float32", help="of aura: lean, or float32 for a copy laid out for speed ..."
+    )
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", default="runs/bench/speakers")
     options = parser.parse_args()

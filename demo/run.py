@@ -164,7 +164,9 @@ def show_shipped() -> None:
     report = evaluate(aura.load(checkpoint), orders, task="intent", out=OUT / "orders", max_new_tokens=40, resume=False)
     for row in map(json.loads, (OUT / "orders" / "items.jsonl").read_text().splitlines()):
         print(f"  wanted {row['reference']}\n  heard  {row['hypothesis']}\n")
-    print(f"{report.metrics['command_accuracy']:.2f} of these {len(orders)} are right as a whole; all figures: README.md, Hearing")
+    print(
+        f"{report.metrics['command_accuracy']:.2f} of these {len(orders)} are right as a whole; all figures: README.md, Hearing"
+    )
 
 
 def draw(rows: list[dict[str, Any]], accuracy: float) -> Path:
