@@ -1,6 +1,6 @@
 """Learning curves of runs with and without distillation, on one page: plot and table.
 
-    python hear/curves.py --on RUN [RUN ...] --off RUN [RUN ...] [--out docs/distillation]
+    python hear/curves.py --on RUN [RUN ...] --off RUN [RUN ...] [--stages N] [--out docs/distillation]
 
 A RUN is a run folder, or one with stages (their curves follow each other). Runs of one side are shown as a line each, one
 seed a line. Writes OUT.png and prints the table of held-out figures, by step, for the page.
@@ -25,10 +25,11 @@ def main() -> int:
     parser.add_argument("--on", type=Path, nargs="+", required=True)
     parser.add_argument("--off", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=Path("docs/distillation"))
+    parser.add_argument("--stages", type=int, default=None, help="the first so many; all when left out")
     options = parser.parse_args()
     sides = {"with distillation": options.on, "without": options.off}
     try:
-        runs = {side: [read_run(folder) for folder in folders] for side, folders in sides.items()}
+        runs = {side: [read_run(folder, options.stages) for folder in folders] for side, folders in sides.items()}
     except (OSError, ValueError) as error:
         print(f"hear/curves.py: {error}", file=sys.stderr)
         return 2
@@ -37,8 +38,8 @@ def main() -> int:
     return 0
 
 
-def read_run(folder: Path) -> list[dict[str, Any]]:
-    """Rows of all stages' logs in order; `at` counts steps from the first stage on.
+def read_run(folder: Path, stages: int | None = None) -> list[dict[str, Any]]:
+    """Rows of the first stages' logs in order; `at` counts steps from the first stage on.
 
     Raises:
         ValueError: no log there.
@@ -48,7 +49,7 @@ def read_run(folder: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{folder} holds no log.jsonl; expected a run folder of aura train")
     rows: list[dict[str, Any]] = []
     before = 0
-    for log in logs:
+    for log in logs[:stages]:
         own = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
         rows += [row | {"at": before + row["step"], "stage": log.parent.name} for row in own if "step" in row]
         before = rows[-1]["at"]
