@@ -131,7 +131,7 @@ def chosen_checkpoint(names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     if not names or not Path(names[0]).is_file():
         return (names[0] if names else ""), names[1:]
     checkpoint = default_checkpoint()
-    print(f"aura: the checkpoint is {checkpoint}", file=sys.stderr)
+    print(f"aura: the checkpoint is {checkpoint}; its README.md says what it hears", file=sys.stderr)
     return checkpoint, names
 
 

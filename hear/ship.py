@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from aura.errors import AuraError
 from aura.student.checkpoint import CARD
-from aura.student.files import checkpoint_folder, whole_folder
+from aura.student.files import CONFIG, checkpoint_folder, whole_folder
 
 HALVED = ("adapter_model.safetensors", "audio_embedding.safetensors")
 TOKENIZER = "tokenizer.json"
@@ -53,6 +53,9 @@ def ship(checkpoint: Path, target: Path, table: Path | None) -> None:
             halves = {key: tensor.half() for key, tensor in load_file(source / name).items()}
             save_file(halves, folder / name, metadata={"format": "pt"})
             (folder / name).chmod(0o644)
+        config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+        config["text_config"].pop("_name_or_path", None)  # where the LLM lay on the machine that trained
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer = json.loads((source / TOKENIZER).read_text(encoding="utf-8"))
         compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
         (folder / TOKENIZER).write_text(compact, encoding="utf-8")
