@@ -21,6 +21,7 @@ DECODES = ("auto", "generate", "lean", *PRECISIONS)
 the weights in it. `auto`: `lean` where it can run, else `generate`."""
 
 LEAVE_SHARE = 0.25  # of a batch that must be done before it is made smaller: the cache is copied for it. Our choice
+LONGEST = 2048  # positions of a lean pass: its masks grow with the square, the LLM's own code needs none for text. Our choice
 MAX_DIFFERENCE = 1e-3  # of the check's logits, relative to the largest: float32 sums differ by 1e-5
 
 
@@ -125,7 +126,7 @@ class GreedyDecoder:
             passed: of `decoder_inputs`.
             is_padded: the LLM's own code is left to mask the padding.
         """
-        if self.own_pass is not None and not is_padded:
+        if self.own_pass is not None and not is_padded and passed["inputs_embeds"].shape[1] <= LONGEST:
             return self.own_pass(passed)
         hidden_BSK: torch.Tensor = self.model.get_decoder()(**passed, use_cache=True).last_hidden_state
         return hidden_BSK
