@@ -52,8 +52,12 @@ def make_chains(manifests: list[str], out: Path, count: int, links: tuple[int, i
     """The folder, whole or not at all.
 
     Raises:
-        AuraError: manifests or recordings that cannot be read; or no voice with `links[0]` clips.
+        AuraError: manifests or recordings that cannot be read, impossible `links`, or no voice with `links[0]` clips.
     """
+    if not 1 <= links[0] <= links[1]:
+        raise DataError(
+            f"--links is {links[0]} {links[1]}; expected the fewest and the most clips of a chain, e.g. 2 4"
+        )
     voices = read_voices(manifests)
     known = sorted(voice for voice, clips in voices.items() if len(clips) >= links[0])
     if not known:

@@ -21,7 +21,9 @@ DECODES = ("auto", "generate", "lean", *PRECISIONS)
 the weights in it. `auto`: `lean` where it can run, else `generate`."""
 
 LEAVE_SHARE = 0.25  # of a batch that must be done before it is made smaller: the cache is copied for it. Our choice
-LONGEST = 2048  # positions of a lean pass: its masks grow with the square, the LLM's own code needs none for text. Our choice
+LONGEST = (
+    2048  # positions of a lean pass: its masks grow with the square, the LLM's own code needs none for text. Our choice
+)
 MAX_DIFFERENCE = 1e-3  # of the check's logits, relative to the largest: float32 sums differ by 1e-5
 
 

@@ -109,7 +109,7 @@ class LeanPass:
         starts = [0, *itertools.accumulate(len(layer.weight) for layer in layers)]
         downs: list[torch.Tensor] = []
         ups: list[tuple[slice, torch.Tensor]] = []  # which outputs, and their B, scaled and transposed
-        for module, start, end in zip(modules, starts, starts[1:], strict=False):
+        for module, (start, end) in zip(modules, itertools.pairwise(starts), strict=True):
             if hasattr(module, "lora_A") and not self._is_merged:
                 name = only_adapter(module)
                 downs.append(module.lora_A[name].weight.detach())
