@@ -6,10 +6,12 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import tiny
 import torch
 from safetensors.torch import load_file
@@ -134,3 +136,110 @@ def test_preparing_without_the_recordings_says_so(
     assert (tmp_path / "out" / "phrases.txt").read_text() == "small\nlarge\n"
     assert run(prepare, monkeypatch, tmp_path, "--out", tmp_path / "out") == 2
     assert "no manifest such as" in capsys.readouterr().err
+
+
+class Heard:
+    """In place of the ASR model: writes down the given words, one behind the other, and counts whom it was asked about."""
+
+    def __init__(self, texts: dict[int, str]) -> None:
+        self.texts, self.asked = texts, []
+
+    def transcribe(self, wave_N: np.ndarray, **options: Any) -> tuple[list[Any], None]:
+        self.asked.append(len(wave_N))
+        times = enumerate(self.texts[len(wave_N)].split())
+        step = 4.0 / max(10, len(self.texts[len(wave_N)].split()))
+        words = [SimpleNamespace(word=f" {text}", start=step * n, end=step * (n + 1)) for n, text in times]
+        return [SimpleNamespace(words=words)], None
+
+
+def orders(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    for number, row in enumerate(rows):
+        soundfile.write(folder / f"{number}.wav", np.zeros(64_000 + number, dtype=np.float32), 16_000)
+        row |= {"audio": f"{number}.wav", "task": "intent"}
+    (folder / "orders.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "orders.jsonl"
+
+
+@pytest.fixture
+def spans(script: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`hear/spans.py` that asks a `Heard`; returns what runs it."""
+    module = script("spans")
+    monkeypatch.setattr(module, "resolve_ctranslate2", lambda reference: reference)
+
+    def ask(heard: Heard, manifest: Path, *words: object) -> int:
+        monkeypatch.setattr(module, "require", lambda *_, **__: SimpleNamespace(WhisperModel=lambda *_, **__: heard))
+        return run(module, monkeypatch, manifest, *words)
+
+    return ask
+
+
+def label(**slots: str) -> dict[str, Any]:
+    return {"label": {"intent": "orderDrink", "slots": slots}}
+
+
+def test_spans_say_what_lies_between_their_ends(spans: Any, tmp_path: Path) -> None:
+    manifest = orders(
+        tmp_path,
+        [
+            label(size="twelve ounce", milkAmount="skim milk", coffeeDrink="latte"),
+            label(size="large", coffeeDrink="mocha"),  # of which the model hears only half
+            label(coffeeDrink="latte", milkAmount="milk"),  # and here the same words over and over
+        ],
+    )
+    said = "a 12-ounce latte with skim milk"
+    heard = Heard({64_000: said, 64_001: "a large mop", 64_002: " ".join(["latte", *["milk"] * 60])})
+    times = ["a", "twelve", "ounce", "latte", "with", "skim", "milk"]
+    assert spans(heard, manifest, "--each", "8", "--out", tmp_path / "out", "--words", "1", "3") == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "spans.jsonl").read_text().splitlines()]
+    assert rows[0]["transcript"] == " ".join(times) and rows[0]["start"] == 0 and rows[0]["end"] == pytest.approx(4)
+    assert len(rows) > 3 and all(Path(row["audio"]).name == "0.wav" for row in rows)
+    for row in rows[1:]:
+        words = row["transcript"].split()
+        assert 1 <= len(words) <= 3 and row["transcript"] in rows[0]["transcript"]
+    asked = list(read_utterances(tmp_path / "out" / "intents.jsonl"))
+    answers = {utterance.transcript: utterance.answer for utterance in asked}
+    assert answers == {
+        key: value
+        for key, value in {
+            "twelve ounce": "orderDrink size=twelve ounce",
+            "latte": "orderDrink coffeeDrink=latte",
+            "skim milk": "orderDrink milkAmount=skim milk",
+            "twelve ounce latte": "orderDrink coffeeDrink=latte; size=twelve ounce",
+            "latte with skim milk": "orderDrink coffeeDrink=latte; milkAmount=skim milk",
+        }.items()
+        if key in answers
+    }
+    assert len(answers) >= 2
+
+
+def test_a_shorter_value_is_not_found_inside_a_longer_one(script: Any) -> None:
+    module = script("spans")
+    words = [module.Word(text, 0.0, 1.0) for text in ["skim", "milk", "and", "milk"]]
+    utterance = SimpleNamespace(transcript=None, label=label(a="milk", b="skim milk")["label"])
+    assert module.places(words, utterance) == {"b": (0, 2), "a": (3, 4)}
+    assert module.places(words[:2], utterance) == {}
+
+
+def test_spans_go_on_from_what_a_killed_run_heard(spans: Any, tmp_path: Path) -> None:
+    manifest = orders(tmp_path, [label(size="large"), label(size="small")])
+    heard = Heard({64_000: "a large coffee", 64_001: "a small coffee"})
+    assert spans(heard, manifest, "--out", tmp_path / "whole") == 0
+    whole = (tmp_path / "whole" / "words.jsonl").read_text()
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "words.jsonl").write_text(whole[:-20])  # killed inside the second line
+    heard.asked.clear()
+    assert spans(heard, manifest, "--out", tmp_path / "part") == 0
+    assert heard.asked == [64_001]
+    for name in ("words", "spans"):
+        assert (tmp_path / "part" / f"{name}.jsonl").read_text() == (tmp_path / "whole" / f"{name}.jsonl").read_text()
+
+
+def test_spans_of_nothing_that_agrees_are_refused_in_one_line(
+    spans: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = orders(tmp_path, [label(size="large")])
+    assert spans(Heard({64_000: "hello"}), manifest, "--out", tmp_path / "out") == 2
+    assert spans(Heard({}), manifest, "--words", "3", "1", "--out", tmp_path / "out") == 2
+    assert spans(Heard({}), tmp_path / "none.jsonl", "--out", tmp_path / "out") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3 and all(line.startswith("hear/spans.py: ") for line in lines)
