@@ -5,19 +5,23 @@
 One LLM for all. The bound of a precision is this machine's read bandwidth, measured in the same run with the same
 threads, over the bytes of all weights at it. `screened` reads less of them: the output layer's argmax is found through an
 8-bit copy, and is the same (`aura.inference.screened`); `read` says how much, shortlists and plain products included, and
-`of bandwidth` how fast that was. llama.cpp (package xllamacpp, if installed) gets the same
-weights: the GGUF as published (Q4_K_M), and the same numbers rewritten as Q8_0, F16 and F32, so that each precision of
-ours meets its own. Contenders take turns; figures are medians of the rounds, prefill not counted. An untrained adapter
-with gate `audio` is attached: text positions do not use it. Prints a table and writes `decode.json` and a plot.
+`of bandwidth` how fast that was. llama.cpp (package xllamacpp, if installed) gets the same weights: the GGUF as published
+(Q4_K_M), and the same numbers rewritten as Q8_0, F16 and F32, so that each precision of ours meets its own; each in a
+process that is stopped while it is not its turn. Contenders take turns; figures are medians of the rounds, prefill not
+counted. An untrained adapter with gate `audio` is attached: text positions do not use it. Prints a table and writes
+`decode.json` and a plot.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
+import multiprocessing
 import os
 import platform
+import signal
 import statistics
 import sys
 import tempfile
@@ -72,20 +76,15 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     contenders, weights, screened = build_ours(options.llm)
     left_out: dict[str, str] = {} if screened else {"screened": "no kernel for it on this CPU, or a small output layer"}
-    if not options.no_llama:
-        build_llama(options.llm, folder, contenders, weights, left_out)
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    bandwidth: list[float] = []
-    memory = torch.ones(1 << 26, dtype=torch.int64)  # 512 MB: no cache holds it
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    for contender in contenders.values():  # kernels are chosen on the first call
-        contender(4)
-    for number in range(options.repeats):
-        bandwidth.append(read_bandwidth(memory))
-        for name, contender in contenders.items():
-            found[name].append(contender(options.tokens))
-        print(f"round {number + 1} of {options.repeats}", file=sys.stderr)
-    bandwidth.append(read_bandwidth(memory))
+    try:
+        if not options.no_llama:
+            build_llama(options.llm, folder, contenders, weights, left_out)
+        found, bandwidth = take_turns(contenders, options)
+    finally:
+        for contender in contenders.values():
+            if isinstance(contender, Llama):
+                contender.close()
     rates = {name: statistics.median(values) for name, values in found.items()}
     rate = statistics.median(bandwidth)
     read = {name: screened[name].bytes_read() if name in screened else weights[name] for name in rates}
@@ -109,6 +108,23 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "over_llama": {ours: rates[ours] / rates[peer] for ours, peer in PEERS.items() if {ours, peer} <= set(rates)},
         "left_out": left_out,
     }
+
+
+def take_turns(
+    contenders: dict[str, Contender], options: argparse.Namespace
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Each contender's rate in each round, and the read bandwidth before each and behind the last."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    memory = torch.ones(1 << 26, dtype=torch.int64)  # 512 MB: no cache holds it
+    for contender in contenders.values():  # kernels are chosen on the first call
+        contender(4)
+    bandwidth = []
+    for number in range(options.repeats):
+        bandwidth.append(read_bandwidth(memory))
+        for name, contender in contenders.items():
+            found[name].append(contender(options.tokens))
+        print(f"round {number + 1} of {options.repeats}", file=sys.stderr)
+    return found, [*bandwidth, read_bandwidth(memory)]
 
 
 def read_bandwidth(memory: torch.Tensor) -> float:
@@ -247,10 +263,8 @@ def build_llama(
     if package is None or package.kind != "gguf":
         left_out["llama.cpp"] = f"{llm} is no GGUF package"
         return
-    try:
-        import xllamacpp
-    except ImportError as error:
-        left_out["llama.cpp"] = f"{error}; pip install xllamacpp"
+    if importlib.util.find_spec("xllamacpp") is None:
+        left_out["llama.cpp"] = "not installed; pip install xllamacpp"
         return
     published = folder / "published.gguf"
     with published.open("wb") as out:
@@ -260,28 +274,66 @@ def build_llama(
         if kind is not None:
             rewrite(published, path, kind)
         weights[name] = tensor_bytes(path)
-        contenders[name] = llama(xllamacpp, path)
+        contenders[name] = Llama(path)
 
 
-def llama(xllamacpp: Any, path: Path) -> Contender:
+class Llama:
+    """llama.cpp in a process of its own, stopped whenever it is not its turn: its idle threads go on asking for work, which
+    halves the rate of whoever shares the cores with them."""
+
+    def __init__(self, path: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=serve_llama, args=(str(path), torch.get_num_threads(), theirs), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._pipe.recv()
+        self._pause()
+
+    def __call__(self, tokens: int) -> float:
+        self._signal(signal.SIGCONT)
+        try:
+            self._pipe.send(tokens)
+            rate: float = self._pipe.recv()
+        finally:
+            self._pause()
+        return rate
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def _pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+
+def serve_llama(path: str, threads: int, pipe: Any) -> None:
+    """Says that it is ready, then answers each number of tokens with tokens a second."""
+    import xllamacpp
+
     params = xllamacpp.CommonParams()
-    params.model.path = str(path)
+    params.model.path = path
     params.n_ctx, params.n_parallel, params.n_gpu_layers = 512, 1, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.warmup = False
     params.verbosity = -1
     server = xllamacpp.Server(params)
-
-    def run(tokens: int) -> float:
+    pipe.send("ready")
+    while True:
+        tokens = pipe.recv()
         request = {"prompt": PROMPT, "n_predict": tokens, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
         answer: Any = server.handle_completions(request)
         answer = json.loads(answer) if isinstance(answer, (str, bytes)) else answer
         timings = answer["timings"]
         assert timings["predicted_n"] == tokens, timings
         # its own clock starts behind the prompt and counts the first token, which costs nothing there
-        return (tokens - 1) / (timings["predicted_ms"] / 1000)
-
-    return run
+        pipe.send((tokens - 1) / (timings["predicted_ms"] / 1000))
 
 
 def rewrite(source: Path, target: Path, kind: str) -> None:

@@ -115,7 +115,8 @@ def test_every_plain_logit_lies_within_its_bound(kind: Kind, exact_rows: bool) -
     made = screen_of(weight, kind)
     assert (float(made._sizes_2V[0].max()) == 0.0) is exact_rows
     exact = hidden.double()
-    rough, margin, unit = (x.double() for x in made._bounds(hidden, exact, exact.norm(dim=1)))
+    rough, factors, unit = made._rough(hidden, exact, exact.norm(dim=1))
+    rough, margin, unit = rough.double(), (factors @ made._sizes_2V).double(), unit.double()
     wanted = linear(exact, weight.double())
     for plain in (wanted, linear(hidden, weight).double()):
         assert bool(((rough * unit[:, None] - plain).abs() <= margin * unit[:, None]).all())

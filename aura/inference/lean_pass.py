@@ -11,7 +11,7 @@ import itertools
 from typing import Any
 
 import torch
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from aura.errors import ModelError
 from aura.inference.lean_step import (
@@ -23,6 +23,7 @@ from aura.inference.lean_step import (
     lean_layer,
     norm_weight,
     only_adapter,
+    rms_norm,
     through_layer,
 )
 from aura.inference.matvec import Matvec, linear, stock
@@ -94,7 +95,7 @@ class LeanPass:
 
             x_NK = through_layer(layer, x_NK, attend)
         self._gate = None
-        return rms_norm(x_NK, self._norm.shape, self._norm, self._eps).view(batch, length, width)
+        return rms_norm(x_NK, self._norm, self._eps).view(batch, length, width)
 
     def _prepare(self, positions: int) -> None:
         for rope in {layer.rope for layer in self._layers if layer.rope is not None}:

@@ -66,6 +66,7 @@ class ScreenedArgmax:
         self._gamma = terms * U / (1 - terms * U)
         self._copy: _Copy | None = None
         self._sizes_2V = torch.empty(2, 0)  # |w - w~| and |w| of each row, no smaller than they are
+        self._most_2 = torch.empty(2)  # the largest of each
         self._largest = 0.0
         self._tried = False
         self._lock = threading.Lock()
@@ -111,6 +112,7 @@ class ScreenedArgmax:
         self._largest = float(sizes_2V.sum(dim=0).max())
         if self._largest < MOST:  # and not NaN
             self._sizes_2V = (sizes_2V * (1 + 4 * U)).float()
+            self._most_2 = self._sizes_2V.amax(dim=1)
             self._copy = copy  # last: another thread may look
 
     def _screen(self, hidden_BK: torch.Tensor) -> torch.Tensor | None:
@@ -119,13 +121,19 @@ class ScreenedArgmax:
         norm_B = exact_BK.norm(dim=1)
         if not (bool((hidden_BK.abs().amax(dim=1) > LEAST).all()) and float(norm_B.max()) * self._largest < MOST):
             return None  # zero, infinite, NaN
-        logits_BV, margin_BV, unit_B = self._bounds(hidden_BK, exact_BK, norm_B)
-        least_B = (logits_BV - margin_BV).amax(dim=1)
-        if self._cap is not None:
-            least_B = _below_cap(least_B.double() * unit_B, self._cap).div(unit_B).float()
-        if not bool(least_B.isfinite().all()):
+        logits_BV, factors_B2, unit_B = self._rough(hidden_BK, exact_BK, norm_B)
+        best_B = first_largest(logits_BV)
+        least_B = logits_BV.gather(1, best_B[:, None])[:, 0] - (factors_B2 * self._sizes_2V[:, best_B].T).sum(dim=1)
+        # First with the largest margin of all rows, which is one pass over them; what is left, with its own.
+        at_n = self._reaching(logits_BV, least_B, factors_B2, unit_B)
+        if at_n is None:
             return None
-        row_n, token_n = (logits_BV.add_(margin_BV) >= least_B[:, None]).nonzero(as_tuple=True)
+        row_n, token_n = at_n
+        logit_n = logits_BV[row_n, token_n]
+        margin_n = (factors_B2[row_n] * self._sizes_2V[:, token_n].T).sum(dim=1)
+        least_B = self._uncapped(least_B.scatter_reduce(0, row_n, logit_n - margin_n, "amax"), unit_B)
+        is_near_n = logit_n + margin_n >= least_B[row_n]
+        row_n, token_n = row_n[is_near_n], token_n[is_near_n]
         if len(row_n) > LIMIT:
             return None
         self.shortlisted += len(row_n)
@@ -133,16 +141,31 @@ class ScreenedArgmax:
             return token_n
         return self._decide(exact_BK, row_n, token_n)
 
-    def _bounds(
+    def _reaching(
+        self, logits_BV: torch.Tensor, least_B: torch.Tensor, factors_B2: torch.Tensor, unit_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Rows and tokens whose logits, with the largest margin there is, reach the lower bounds; None if those are not finite."""
+        least_B = self._uncapped(least_B, unit_B)
+        margin_B = (factors_B2 * self._most_2).sum(dim=1)
+        from_B = least_B - margin_B - 8 * U * (least_B.abs() + margin_B)  # its own roundings
+        if not bool(from_B.isfinite().all()):
+            return None
+        return (logits_BV >= from_B[:, None]).nonzero(as_tuple=True)  # type: ignore[return-value]
+
+    def _uncapped(self, least_B: torch.Tensor, unit_B: torch.Tensor) -> torch.Tensor:
+        """The lower bounds, lowered to what capping may make equal to them."""
+        return least_B if self._cap is None else _below_cap(least_B.double() * unit_B, self._cap).div(unit_B).float()
+
+    def _rough(
         self, hidden_BK: torch.Tensor, exact_BK: torch.Tensor, norm_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rough logits and how far off they may be (B, V), both in units of (B,)."""
+        """Rough logits (B, V) and factors (B, 2) of the rows' sizes, which say how far off they may be, in units of (B,)."""
         assert self._copy is not None
         logits_BV, unit_B, near_B, miss_B = self._copy(hidden_BK, exact_BK, norm_B)
         # The last factor holds the roundings of the bound itself.
         off_B = (miss_B + self._gamma * (norm_B + near_B)) / unit_B
         factors_B2 = torch.stack([near_B / unit_B, off_B], dim=1) * (1 + 2 * self._gamma)
-        return logits_BV, factors_B2.float() @ self._sizes_2V, unit_B
+        return logits_BV, factors_B2.float(), unit_B
 
     def _decide(self, exact_BK: torch.Tensor, row_n: torch.Tensor, token_n: torch.Tensor) -> torch.Tensor | None:
         products_nK = self._weight[token_n].double() * exact_BK[row_n]
