@@ -17,7 +17,7 @@ from typing import Any
 
 COLOURS = {"with distillation": "#1b6ca8", "without": "#d1495b"}
 SMOOTH = 3  # logged points averaged, as each is one batch's
-METRICS = ("accuracy", "wer")
+METRICS = ("slot_f1", "accuracy", "wer")  # the first that a stage has: an order is rarely right before its slots are
 
 
 def main() -> int:
@@ -76,8 +76,10 @@ def draw(runs: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
             losses = [row["loss"] for row in train]
             smooth = [mean(losses[max(0, at - SMOOTH + 1) : at + 1]) for at in range(len(losses))]
             left.plot([row["at"] for row in train], smooth, label=label, **style)
-            found = [(row["at"], metric_of(row)) for row in rows if row["kind"] == "valid"]
-            right.plot([at for at, m in found if m], [m[1] for _, m in found if m], "o-", label=label, **style)
+            valid = [row for row in rows if row["kind"] == "valid"]
+            for _stage, part in itertools.groupby(valid, key=lambda row: row["stage"]):  # figures of different things
+                found = [(row["at"], metric_of(row)) for row in part]
+                right.plot([at for at, m in found if m], [m[1] for _, m in found if m], "o-", **style)
     stages = [row for row in runs["with distillation"][0] if row["kind"] == "train"]
     for row, following in itertools.pairwise(stages):
         if row["stage"] != following["stage"]:

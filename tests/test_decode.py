@@ -15,7 +15,8 @@ from aura.errors import ModelError
 from aura.inference.engine import Engine
 from aura.inference.generate import Generation, generate_texts
 from aura.inference.greedy import DECODES, GreedyDecoder, check_step, open_decoder
-from aura.inference.lean_step import FAMILIES, LeanStep, StepCache
+from aura.inference.lean_layer import FAMILIES
+from aura.inference.lean_step import LeanStep, StepCache
 from aura.inference.matvec import PRECISIONS, WIDE, _round_up, blocked, linear, packed, quantize_rows
 from aura.inference.prefix import MIN_PREFIX, PrefixStore
 from aura.inference.screened import first_largest

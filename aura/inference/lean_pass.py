@@ -14,9 +14,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from aura.errors import ModelError
-from aura.inference.lean_step import (
+from aura.inference.lean_layer import (
     LeanLayer,
-    LeanStep,
     angles,
     check_supported,
     heads_of,
@@ -26,6 +25,7 @@ from aura.inference.lean_step import (
     rms_norm,
     through_layer,
 )
+from aura.inference.lean_step import LeanStep
 from aura.inference.matvec import Matvec, linear, stock
 from aura.student.gate import GATE_KEY, Gate, decoder_layers
 
