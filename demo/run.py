@@ -147,7 +147,7 @@ def conclude(before: Any, after: Any, times: dict[str, float], command: str, pro
 
 
 def show_shipped() -> None:
-    """Second half: what the adapter hears that the repository carries, on orders of people it never heard."""
+    """Second half: what the adapter hears that the repository carries, on orders it never heard."""
     import aura
     from aura.data.manifest import read_utterances
     from aura.errors import CheckpointError

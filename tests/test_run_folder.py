@@ -177,6 +177,8 @@ def test_the_last_is_delivered_where_no_score_chose(
     train(with_valid(folder, tmp_path, {"run.eval_every": 2, "run.best_metric": metric}))
     assert not (tmp_path / "best").exists()
     assert_delivers(tmp_path / "checkpoint", seen[-1])
+    card = (tmp_path / "checkpoint" / "README.md").read_text()
+    assert "| slot_f1 | 0.1000 |" in card and "No held-out figures" not in card
 
 
 def test_keep_last(folder: Path, tmp_path: Path, no_pictures: None) -> None:

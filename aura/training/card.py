@@ -35,7 +35,7 @@ print(engine.transcribe("clip.wav").text)
 |---|---|
 | LLM | `{base}` |
 {_rows(recipe)}
-| training data | {", ".join(f"`{name}`" for name in recipe.data.train)} |
+| training data | {", ".join(f"`{name}`" for name in dict.fromkeys(recipe.data.train))} |
 | steps, audio heard, wall time | {progress.step}, {progress.audio_seconds / 3600:.2f} h, {progress.minutes:.1f} min |
 
 {table}

@@ -179,6 +179,7 @@ class _Run:
                 clear(self.run)
             write_recipe(recipe, self.run / RECIPE)
         self.log = RunLog(self.run, step=progress.step, evaluated=progress.evaluated) if main else None
+        self.scores: tuple[int, dict[str, float | None]] = (-1, {})  # of the last validation, and its step
         self.curves = Curves(self.run, enabled=main, from_step=progress.step)
         left = recipe.run.max_minutes and max(0.0, recipe.run.max_minutes - progress.minutes)
         self.display = Display(
@@ -362,6 +363,7 @@ class _Run:
             with self.average.applied(), _float32_matmul("highest"):
                 result = validate(self.objective, self.station.processor, self.station.targets, self.valid, self.recipe)
                 self._keep_best(result)
+            self.scores = self.progress.step, result.scores
             self._record({"kind": "valid", "step": self.progress.step, **result.scores, **self._pairs(result.cosines)})
             self.display.say(
                 f"  held out ({len(self.valid)}): "
@@ -438,8 +440,10 @@ class _Run:
             if self.progress.best is not None and best.is_dir():
                 shutil.copytree(best, folder, dirs_exist_ok=True)
             else:
+                step, scores = self.scores
                 with self.average.applied():
-                    write_student(folder, self.objective.student, self.station.processor, self._texts())
+                    texts = self._texts(scores if step == self.progress.step else None)
+                    write_student(folder, self.objective.student, self.station.processor, texts)
 
     def _announce(self, newest: Path | None, changes: Sequence[str]) -> None:
         say = self.display.say
