@@ -61,7 +61,6 @@ def ship(checkpoint: Path, target: Path, table: Path | None) -> None:
         (folder / TOKENIZER).write_text(compact, encoding="utf-8")
         parts = [(source / CARD).read_text(encoding="utf-8"), WORDS.read_text(encoding="utf-8")]
         if table is not None:
-            parts[0] = parts[0].replace("No held-out figures were taken.", "Held-out figures stand at the end.")
             parts.append(
                 "## Figures\n\nHeld-out speech, float16 weights as they lie here:\n\n"
                 + table.read_text(encoding="utf-8")

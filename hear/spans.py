@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prepare import Row, ordered, plain_words  # beside this file
+from prepare import Row, ordered, plain_words, write  # beside this file
 
 from aura.audio.waveform import SAMPLE_RATE
 from aura.batch.loader import load_example
@@ -33,14 +33,12 @@ from aura.errors import AuraError, DataError, require
 from aura.evaluation.json_text import replace_text
 from aura.progress import audio_progress
 from aura.references import resolve_ctranslate2
+from aura.synthesis.builtin_slots import spell
 
 BEFORE, BEHIND = 0.04, 0.08  # seconds kept around a stretch: the ASR model's word times are that uncertain
 SHORTEST = 0.3  # seconds; a shorter stretch is rarely what its words say
 FASTEST = 7.0  # words a second
-UP_TO_TWENTY = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-)
+SPELT = 20  # the largest number that is written as words: those of the orders are no larger
 
 
 class Word(NamedTuple):
@@ -79,6 +77,9 @@ def write_spans(options: argparse.Namespace) -> None:
         raise DataError(f"--words is {fewest} {most}; expected the fewest and the most words of a stretch, e.g. 1 5")
     options.out.mkdir(parents=True, exist_ok=True)
     utterances = [utterance for manifest in options.manifests for utterance in read_utterances(manifest)]
+    for utterance in utterances:
+        if len(utterance.audio) != 1:
+            raise DataError(f"{utterance.id} has {len(utterance.audio)} recordings; expected rows with one each")
     heard = hear(utterances, options)
     draw = random.Random(options.seed)
     spans: list[Row] = []
@@ -97,8 +98,7 @@ def write_spans(options: argparse.Namespace) -> None:
         raise DataError("no recording's words agree with its transcript or label; expected rows that have one of them")
     for name, rows in (("spans", spans), ("intents", intents)):
         if rows:
-            replace_text(options.out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            print(f"{options.out / name}.jsonl: {len(rows)} rows")
+            write(options.out / f"{name}.jsonl", rows)
     print(f"{kept} of {len(utterances)} recordings were trusted")
 
 
@@ -121,8 +121,8 @@ def hear(utterances: Sequence[Utterance], options: argparse.Namespace) -> dict[s
         resolve_ctranslate2(options.asr), device="cpu", compute_type="int8", cpu_threads=options.threads
     )
     hints = hint_words(options.hints) if options.hints else None
-    rows: list[Row] = [{"id": name, "words": words} for name, words in heard.items()]
-    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"id": name, "words": words} for name, words in heard.items()]
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))  # without a broken last line
     with path.open("a", encoding="utf-8") as file, audio_progress("words", len(missing)) as advance:
         for utterance in missing:
             [wave_N] = load_example(utterance).waveforms
@@ -139,14 +139,13 @@ def hint_words(path: Path) -> str:
 
 def timed_words(model: Any, wave_N: Any, hints: str | None) -> Iterator[Word]:
     """What the ASR model heard, in lower case without punctuation, numbers up to twenty as words."""
-    numbers = UP_TO_TWENTY.split()
     segments, _ = model.transcribe(
         wave_N, language="en", word_timestamps=True, beam_size=5, temperature=0.0, initial_prompt=hints
     )
     for segment in segments:
         for word in segment.words or ():
             texts = plain_words(word.word).split()
-            texts = [numbers[int(text)] if text.isdecimal() and int(text) <= 20 else text for text in texts]
+            texts = [spell(int(text)) if text.isdecimal() and int(text) <= SPELT else text for text in texts]
             for number, text in enumerate(texts):  # "12-ounce": its time in equal parts
                 part = (word.end - word.start) / len(texts)
                 yield Word(text, word.start + number * part, word.start + (number + 1) * part)
@@ -154,7 +153,7 @@ def timed_words(model: Any, wave_N: Any, hints: str | None) -> Iterator[Word]:
 
 def plausible(words: list[Word]) -> bool:
     """Not the same few words over and over, which Whisper writes now and then: nobody speaks that fast."""
-    return len(words) > 0 and len(words) <= FASTEST * (words[-1].end - words[0].start)
+    return bool(words) and len(words) <= FASTEST * (words[-1].end - words[0].start)
 
 
 def agrees(words: list[Word], utterance: Utterance) -> bool:

@@ -107,6 +107,14 @@ def test_the_shipped_folder_is_the_checkpoint_in_half_the_bytes(
     assert run(ship, monkeypatch, tmp_path / "nowhere", tmp_path / "shipped") == 2
 
 
+def test_the_shipped_recipes_name_no_machine() -> None:
+    recipes = sorted((ROOT / "checkpoints" / "hear-270m").glob("recipe*.yaml"))
+    assert len(recipes) > 1
+    for recipe in recipes:
+        lines = recipe.read_text(encoding="utf-8").splitlines()
+        assert not [line for line in lines if line.split(": ", 1)[-1].strip("- ").startswith("/")], recipe.name
+
+
 def test_curves_follow_the_stages(
     script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
