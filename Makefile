@@ -61,6 +61,8 @@ hear: $(VENV)/installed
 	$(BIN)/python hear/spans.py $(DATA)/barista_train_cut.jsonl --out $(DATA)/spans_barista --each 6 --hints $(DATA)/phrases.txt
 	$(BIN)/python hear/spans.py $(DATA)/orders_kokoro_intent.jsonl $(DATA)/orders_piper_intent.jsonl \
 	  --out $(DATA)/spans_orders --each 3
+	$(BIN)/python hear/splices.py $(DATA)/barista_train_cut.jsonl --words $(DATA)/spans_barista/words.jsonl \
+	  --out $(DATA)/splices_barista --count 3000
 	$(BIN)/aura train --recipe recipes/hear-270m.yaml --resume
 
 test: $(VENV)/installed

@@ -131,6 +131,8 @@ class AnswerOptions:
         max_new_tokens: tokens per answer at most.
         batch_tokens: positions per batch.
         batch_items: utterances per batch at most.
+        min_avg_logprob: for the tasks transcribe and silence: an answer whose tokens have a lower mean log-probability says
+            nothing. The checkpoint's own bound by default; -inf for none. Not with --routes.
         restart: do not go on with the items in --out, start over.
     """
 
@@ -138,6 +140,7 @@ class AnswerOptions:
     max_new_tokens: int = 128
     batch_tokens: int = 2048
     batch_items: int = 64
+    min_avg_logprob: float | None = None
     restart: bool = False
 
 
@@ -169,6 +172,10 @@ def evaluate(
         raise RecipeError("no checkpoint was given; expected one, or --routes: aura evaluate CHECKPOINT --manifest ...")
     data.read_all(manifest, None)  # a bad manifest is said before the model is loaded
     if beside.routes is not None:
+        if answering.min_avg_logprob is not None:
+            raise RecipeError(
+                "--min-avg-logprob was given with --routes; expected one checkpoint: routes keep every answer"
+            )
         return _compare(checkpoint, manifest, out, task, answering, data, beside, options)
     from aura.evaluation.evaluate import evaluate as run
 
@@ -182,6 +189,7 @@ def evaluate(
         batch_tokens=answering.batch_tokens,
         batch_items=answering.batch_items,
         prompt=answering.prompt,
+        min_avg_logprob=answering.min_avg_logprob,
         limit=data.limit,
         resume=not answering.restart,
         command=shlex.join(["aura", *sys.argv[1:]]),

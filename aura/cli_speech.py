@@ -65,6 +65,8 @@ def transcribe(
     overlap: float | None = None,
     max_new_tokens: int = 256,
     batch_tokens: int = 2048,
+    min_avg_logprob: float | None = None,
+    scores: bool = False,
     options: LoadOptions = LoadOptions(),  # frozen
 ) -> int:
     """Write down what is said in audio files of any length.
@@ -80,6 +82,9 @@ def transcribe(
         overlap: seconds shared by two windows where no pause lies near their border; 2 by default.
         max_new_tokens: tokens per window at most.
         batch_tokens: positions per batch.
+        min_avg_logprob: leave out windows whose tokens have a lower mean log-probability, e.g. -0.3: what the model is unsure
+            of is often invented. The checkpoint's own bound by default, if it has one; -inf keeps everything.
+        scores: that mean for every segment, in the output of --json.
     """
     from aura.inference.transcribe import transcribe_each
     from aura.progress import audio_progress
@@ -89,6 +94,8 @@ def transcribe(
         raise RecipeError("no audio files were given; expected at least one: aura transcribe CHECKPOINT clip.wav")
     if json and srt:
         raise RecipeError("--json and --srt were given; expected one of them (JSON holds the segments too)")
+    if scores and not json:
+        raise RecipeError("--scores was given without --json; expected both, the other forms hold no scores")
     if srt and len(files) > 1 and out is None:
         raise RecipeError(f"--srt was given for {len(files)} files; expected --out DIR for their subtitles")
     engine = options.load(checkpoint)
@@ -105,6 +112,8 @@ def transcribe(
             overlap=overlap,
             max_new_tokens=max_new_tokens,
             batch_tokens=batch_tokens,
+            min_avg_logprob=min_avg_logprob,
+            scores=scores,
             progress=lambda seconds: advance(0, seconds),
         ):
             advance(1, 0.0)

@@ -94,8 +94,12 @@ def read_voices(manifests: list[str]) -> dict[str, list[tuple[np.ndarray, str]]]
     voices: dict[str, list[tuple[np.ndarray, str]]] = defaultdict(list)
     for manifest in manifests:
         for utterance in read_utterances(manifest):
-            [wave_N] = load_example(utterance).waveforms
+            if len(utterance.audio) != 1:
+                raise DataError(
+                    f"{utterance.id} of {manifest} has {len(utterance.audio)} recordings; expected rows with one each"
+                )
             if utterance.transcript and utterance.speaker:
+                [wave_N] = load_example(utterance).waveforms
                 voices[utterance.speaker].append((trim(wave_N), utterance.transcript))
     return voices
 

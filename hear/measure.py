@@ -28,6 +28,7 @@ class Measure:
     Args:
         manifest: below the data folder.
         metric: key of the report's metrics.
+        own: flags for checkpoints alone: other routes keep every answer anyway.
         target: what the project aims at; None where there is no aim.
         peer: flags that make `aura evaluate` ask something else the same question; None where nothing can.
         peer_name: of it.
@@ -40,6 +41,7 @@ class Measure:
     metric: str
     tokens: int
     flags: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
     target: str | None = None
     peer: tuple[str, ...] | None = None
     peer_name: str = ""
@@ -49,6 +51,7 @@ class Measure:
 SHOTS = ("--shots", "10", "--shots-from")
 ASR = ("--routes", "cascade", "--asr-only", "--first-token-items", "0", "--page-rows", "0")
 TEXT = ("--routes", "text", "--first-token-items", "0", "--page-rows", "0")
+ALL = ("--min-avg-logprob", "-inf")  # transcripts count however unsure the model is of them
 NOISE = ("--noise", "{data}/kitchen_test.flac", "--snr-level", "peak", "--snr")
 MEASURES = (
     Measure(
@@ -109,6 +112,7 @@ MEASURES = (
         task="transcribe",
         metric="wer",
         tokens=100,
+        own=ALL,
         peer=ASR,
         peer_name="Whisper base",
         lower_is_better=True,
@@ -120,6 +124,7 @@ MEASURES = (
         task="transcribe",
         metric="wer",
         tokens=120,
+        own=ALL,
         peer=ASR,
         peer_name="Whisper base",
         lower_is_better=True,
@@ -131,6 +136,7 @@ MEASURES = (
         task="transcribe",
         metric="wer",
         tokens=60,
+        own=ALL,
         peer=ASR,
         peer_name="Whisper base",
         lower_is_better=True,
@@ -142,6 +148,16 @@ MEASURES = (
         task="silence",
         metric="false_transcript_rate",
         tokens=40,
+        lower_is_better=True,
+    ),
+    Measure(
+        name="no-speech-all",
+        title="The same, however unsure the model is",
+        manifest="no_speech_test.jsonl",
+        task="silence",
+        metric="false_transcript_rate",
+        tokens=40,
+        own=ALL,
         peer=ASR,
         peer_name="Whisper base",
         lower_is_better=True,
@@ -190,7 +206,7 @@ def figure(measure: Measure, who: str, reference: str, options: argparse.Namespa
     command = ["evaluate", *(() if who == "peer" else (reference,))]
     command += ["--manifest", str(options.data / measure.manifest), "--task", measure.task]
     command += ["--max-new-tokens", str(measure.tokens), "--out", str(out)]
-    flags: Sequence[str] = (*measure.flags, *((measure.peer or ()) if who == "peer" else ()))
+    flags: Sequence[str] = (*measure.flags, *((measure.peer or ()) if who == "peer" else measure.own))
     command += [flag.format(data=options.data) for flag in flags]
     if options.restart:
         command.append("--restart")

@@ -1,6 +1,7 @@
 """A trained checkpoint -> the folder that the repository carries: float16 weights, a compact tokenizer, the full model card.
 
     python hear/ship.py runs/hear/run/checkpoint checkpoints/hear-270m [--table runs/hear/measured/table.md]
+        [--min-avg-logprob BOUND]   # of hear/bound.py: transcripts less sure than this count as nothing said
 
 Run it once before measuring, so that the figures are those of the shipped weights, and once more with their table.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from aura.errors import AuraError
+from aura.inference.transcribe import check_bound
 from aura.student.checkpoint import CARD
 from aura.student.files import CONFIG, checkpoint_folder, whole_folder
 
@@ -30,9 +32,10 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--table", type=Path, default=None, help="from hear/measure.py")
+    parser.add_argument("--min-avg-logprob", type=float, default=None, help="from hear/bound.py")
     options = parser.parse_args()
     try:
-        ship(options.checkpoint, options.target, options.table)
+        ship(options.checkpoint, options.target, options.table, options.min_avg_logprob)
     except (AuraError, OSError) as error:
         print(f"hear/ship.py: {error}", file=sys.stderr)
         return 2
@@ -44,8 +47,13 @@ def main() -> int:
     return 0
 
 
-def ship(checkpoint: Path, target: Path, table: Path | None) -> None:
-    """The folder, whole or not at all."""
+def ship(checkpoint: Path, target: Path, table: Path | None, min_avg_logprob: float | None = None) -> None:
+    """The folder, whole or not at all.
+
+    Raises:
+        AuraError: no checkpoint there, or an impossible bound.
+    """
+    check_bound(min_avg_logprob)
     source = checkpoint_folder(checkpoint)
     with whole_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
@@ -55,6 +63,8 @@ def ship(checkpoint: Path, target: Path, table: Path | None) -> None:
             (folder / name).chmod(0o644)
         config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
         config["text_config"].pop("_name_or_path", None)  # where the LLM lay on the machine that trained
+        if min_avg_logprob is not None:
+            config["min_avg_logprob"] = min_avg_logprob
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer = json.loads((source / TOKENIZER).read_text(encoding="utf-8"))
         compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))

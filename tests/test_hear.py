@@ -79,8 +79,13 @@ def test_chains_of_nothing_are_refused_in_one_line(
     chains = script("chains")
     assert run(chains, monkeypatch, tmp_path / "none.jsonl", "--out", tmp_path / "out") == 2
     assert run(chains, monkeypatch, digits(tmp_path, 2), "--links", "5", "6", "--out", tmp_path / "out") == 2
+    clip = str(ROOT / "tests" / "data" / "sense_and_sensibility_0880.flac")
+    row = {"audio": [clip, clip], "transcript": "two", "speaker": "a", "task": "transcribe"}
+    (tmp_path / "two.jsonl").write_text(json.dumps(row) + "\n")
+    assert run(chains, monkeypatch, tmp_path / "two.jsonl", "--out", tmp_path / "out") == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 2 and "none.jsonl" in lines[0] and "no voice has 5 clips" in lines[1]
+    assert len(lines) == 3 and "none.jsonl" in lines[0] and "no voice has 5 clips" in lines[1]
+    assert "has 2 recordings; expected rows with one each" in lines[2]
     assert not (tmp_path / "out").exists()
 
 
@@ -251,3 +256,27 @@ def test_spans_of_nothing_that_agrees_are_refused_in_one_line(
     assert spans(Heard({}), tmp_path / "none.jsonl", "--out", tmp_path / "out") == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 3 and all(line.startswith("hear/spans.py: ") for line in lines)
+
+
+def test_a_bound_keeps_the_share_that_was_asked_for(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bound, ship = script("bound"), script("ship")
+    manifest = digits(tmp_path, 20)
+    tiny.tiny_llm_folder("llama", tmp_path / "llm")
+    model, processor = tiny.tiny_student("llama", base=str(tmp_path / "llm"))
+    tiny.train_adapter(model, scale=0.4)
+    save_checkpoint(tmp_path / "trained", model, processor, extra={"README.md": "# a card\n"})
+    assert run(bound, monkeypatch, tmp_path / "trained", manifest, "--keep", "0.8") == 0
+    value = float(capsys.readouterr().out)
+    assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "shipped", "--min-avg-logprob", value) == 0
+    engine = aura.load(tmp_path / "shipped")
+    waves = [u.audio[0].load() for u in read_utterances(manifest)]
+    sources = [{"array": wave, "sampling_rate": 16_000} for wave in waves]
+    everything = engine.transcribe(sources, min_avg_logprob=-np.inf, scores=True)
+    heard = [t for t in everything if t.segments]  # type: ignore[union-attr]
+    kept = [t for t in engine.transcribe(sources) if t.segments]  # type: ignore[union-attr]
+    assert len(heard) >= 10 and 0.75 * len(heard) <= len(kept) < len(heard)
+    assert run(bound, monkeypatch, tmp_path / "trained", manifest, "--keep", "0") == 2
+    assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "no", "--min-avg-logprob", "1") == 2
+    assert not (tmp_path / "no").exists()

@@ -235,7 +235,7 @@ class CountingEngine:
 
     def __init__(self, slot: int = RATE) -> None:
         self.slot = slot
-        self.model = SimpleNamespace(config=SimpleNamespace(max_seconds=300.0, prompt=None))
+        self.model = SimpleNamespace(config=SimpleNamespace(max_seconds=300.0, prompt=None, min_avg_logprob=None))
         self.processor = SimpleNamespace(feature_extractor=SimpleNamespace(grid=PatchGrid()))
         self.heard: list[float] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aura.batch.collate import Example
 from aura.data.utterance import Utterance
-from aura.errors import AudioError, AuraError
+from aura.errors import AudioError, AuraError, RecipeError
 from aura.evaluation.choices import most_likely
 from aura.evaluation.item_log import ItemLog
 from aura.evaluation.measures import Item, items_of, score_items
@@ -23,6 +24,7 @@ from aura.evaluation.routes.llm import llm_digest
 from aura.evaluation.tables import tables
 from aura.evaluation.tasks import TASKS, Task, get_task
 from aura.inference.generate import plan_batches, prompt_length
+from aura.inference.transcribe import check_bound
 from aura.progress import Advance, audio_progress
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TASKS", "Evaluation", "evaluate", "reference_of"]
 
+UNSURE_IS_SILENT = ("transcribe", "silence")  # tasks where an answer that is not sure enough says nothing
 CHUNK = 64  # utterances decoded together, so that like lengths can be batched
 
 
@@ -63,6 +66,7 @@ def evaluate(
     batch_tokens: int = 2048,
     batch_items: int = CHUNK,
     prompt: str | None = None,
+    min_avg_logprob: float | None = None,
     limit: int | None = None,
     resume: bool = True,
     command: str = "aura.evaluation.evaluate.evaluate(...)",
@@ -82,6 +86,8 @@ def evaluate(
         out: folder of `report.json` and `items.jsonl`.
         batch_tokens, batch_items: bounds of one batch, see `generate_texts`.
         prompt: asked behind the audio instead of what the utterances' own user turns say.
+        min_avg_logprob: for `transcribe` and `silence`: an answer less sure than this says nothing, as `transcribe_each` has
+            it; None for the checkpoint's own bound, `-inf` for none.
         limit: first N utterances.
         resume: go on with the items in `out`; False starts over.
         command: what reproduces the report, kept in it.
@@ -89,12 +95,14 @@ def evaluate(
 
     Raises:
         DataError: nothing to score against, or `out` holds answers given under other settings.
+        RecipeError: an impossible bound, or one for another task.
         PromptError, MissingExtraError, AuraError: see `generate_texts`, `transcription`, `ItemLog`.
     """
     kind = get_task(task)
     items = items_of(kind, list(itertools.islice(utterances, limit)))
+    least = _bound(engine, kind, min_avg_logprob)
     score_items(kind, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
-    decides = {
+    decides: dict[str, Any] = {
         "checkpoint": engine.checkpoint,
         "adapter": engine.digest,
         "llm_digest": llm_digest(engine.model.language_model),
@@ -105,6 +113,8 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "noise": noise_settings(item.utterance for item in items),
     }
+    if least > -math.inf:
+        decides["min_avg_logprob"] = least
     start = time.monotonic()
     log = Path(out) / "items.jsonl"
     if not resume:
@@ -115,7 +125,9 @@ def evaluate(
         pending = [item for item in items if kept.get(item.id) != names[item.id]]
         with audio_progress("evaluating", len(items), show=show_progress) as advance:
             advance(len(items) - len(pending), 0.0)
-            for row in _answer(engine, pending, kind, prompt, max_new_tokens, batch_tokens, batch_items, advance):
+            for row in _answer(
+                engine, pending, kind, prompt, least, max_new_tokens, batch_tokens, batch_items, advance
+            ):
                 done.append({**row, "question": names[row["id"]]})
         by_id = {row["id"]: row for row in done.rows()}
     rows = [by_id[item.id] for item in items]
@@ -146,6 +158,18 @@ def evaluate(
     )
 
 
+def _bound(engine: Engine, task: Task, min_avg_logprob: float | None) -> float:
+    """What an answer must reach to count; `-inf` where every answer does."""
+    if task.name in UNSURE_IS_SILENT:
+        own = engine.model.config.min_avg_logprob
+        return check_bound(own if min_avg_logprob is None else min_avg_logprob)
+    if min_avg_logprob is not None:
+        raise RecipeError(
+            f"min_avg_logprob is given with the task {task.name}; expected one of {', '.join(UNSURE_IS_SILENT)} with it"
+        )
+    return -math.inf
+
+
 def _digest(item: Item, task: Task, prompt: str | None) -> str:
     """Names the question and what its answer is compared with: rows of other data under the same id are asked again."""
     return question_digest(item.utterance, prompt=prompt, also=[task.options_of(item.utterance), item.reference])
@@ -161,6 +185,7 @@ def _answer(
     items: Sequence[Item],
     task: Task,
     prompt: str | None,
+    least: float,
     max_new_tokens: int,
     batch_tokens: int,
     batch_items: int,
@@ -188,22 +213,17 @@ def _answer(
             for at in range(0, len(planned), batch_items):
                 batch = [ready[index] for index in planned[at : at + batch_items]]
                 start = time.monotonic()
-                generations = engine.generate(
-                    [example for _, example in batch],
-                    max_new_tokens=max_new_tokens,
-                    batch_tokens=batch_tokens,
-                )
+                examples = [example for _, example in batch]
+                generations = engine.generate(examples, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+                sure: Sequence[float | None] = [None] * len(batch)
+                if least > -math.inf:
+                    sure = engine.average_log_probs(examples, generations, batch_tokens=batch_tokens)
                 used = (time.monotonic() - start) / len(batch) + decoding
-                for (item, example), generation in zip(batch, generations, strict=True):
+                for (item, example), generation, average in zip(batch, generations, sure, strict=True):
                     seconds = sum(len(wave) for wave in example.waveforms) / 16_000
-                    yield _row(
-                        item,
-                        task,
-                        hypothesis=generation.text,
-                        finished=generation.finished,
-                        seconds=seconds,
-                        used=used,
-                    )
+                    text = "" if average is not None and average < least else generation.text
+                    row = _row(item, task, hypothesis=text, finished=generation.finished, seconds=seconds, used=used)
+                    yield row if average is None else {**row, "avg_logprob": round(average, 4)}
                     advance(1, seconds)
 
 

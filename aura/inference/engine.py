@@ -14,6 +14,7 @@ import torch
 from aura.batch.collate import Example
 from aura.batch.prompt import Message, user_message
 from aura.errors import AuraError, ModelError
+from aura.inference.confidence import average_log_probs
 from aura.inference.generate import Generation, Progress, generate_texts
 from aura.inference.greedy import DECODES, PRECISIONS, GreedyDecoder, open_decoder
 from aura.inference.messages import example_from_messages, load_limited
@@ -95,6 +96,8 @@ class Engine:
         overlap: float | None = None,
         max_new_tokens: int = MAX_NEW_TOKENS,
         batch_tokens: int = 2048,
+        min_avg_logprob: float | None = None,
+        scores: bool = False,
     ) -> Transcript | list[Transcript]:
         """What is said, in recordings of any length.
 
@@ -106,6 +109,7 @@ class Engine:
             overlap: seconds that two windows share where no pause lies near their border; 2 by default.
             max_new_tokens: per window.
             batch_tokens: see `generate_texts`.
+            min_avg_logprob, scores: leave out what the model is unsure of; see `transcribe_each`.
 
         Returns:
             a `Transcript`, or a list of them for a list.
@@ -123,6 +127,8 @@ class Engine:
             overlap=overlap,
             max_new_tokens=max_new_tokens,
             batch_tokens=batch_tokens,
+            min_avg_logprob=min_avg_logprob,
+            scores=scores,
         ):
             if isinstance(result, AuraError):
                 raise result
@@ -201,6 +207,13 @@ class Engine:
                 progress=progress,
                 decoder=self.decoder,
             )
+
+    def average_log_probs(
+        self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int = 2048
+    ) -> list[float]:
+        """How sure the model is of answers that it gave; see `aura.inference.confidence`."""
+        with self.lock:
+            return average_log_probs(self.model, self.processor, examples, generations, batch_tokens=batch_tokens)
 
     def _one(self, example: Example, max_new_tokens: int, stream: Callable[[str], None] | None) -> str:
         with self.lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 from aura.batch.collate import Example
 from aura.batch.prompt import user_message
 from aura.data.utterance import NO_SPEECH_ANSWER
-from aura.errors import AuraError
+from aura.errors import AuraError, RecipeError
 from aura.inference.generate import Generation
 from aura.inference.messages import rereadable
 from aura.inference.stitch import drop_overlap
@@ -30,14 +31,27 @@ class Listener(Protocol):
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int, batch_tokens: int) -> list[Generation]: ...
 
+    def average_log_probs(
+        self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int
+    ) -> list[float]: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """What one window says; seconds in the recording."""
+    """What one window says; seconds in the recording.
+
+    Args:
+        avg_logprob: mean log-probability of its tokens, see `average_log_probs`; None where nobody asked.
+    """
 
     start: float
     end: float
     text: str
+    avg_logprob: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        scored = {} if self.avg_logprob is None else {"avg_logprob": round(self.avg_logprob, 4)}
+        return {"start": self.start, "end": self.end, "text": self.text, **scored}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +72,7 @@ class Transcript:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
-        segments = [{"start": s.start, "end": s.end, "text": s.text} for s in self.segments]
+        segments = [segment.as_dict() for segment in self.segments]
         return {"text": self.text, "seconds": self.seconds, "truncated": self.truncated, "segments": segments}
 
 
@@ -71,6 +85,7 @@ class _Heard:
     overlaps: bool
     text: str
     finished: bool
+    avg_logprob: float | None = None
 
 
 def transcribe_each(
@@ -82,6 +97,8 @@ def transcribe_each(
     overlap: float | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_tokens: int = 2048,
+    min_avg_logprob: float | None = None,
+    scores: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[tuple[int, Transcript | AuraError]]:
     """(index, transcript) as recordings are done, and (index, error) for one that cannot be heard.
@@ -92,16 +109,20 @@ def transcribe_each(
         window, overlap: see `read_windows`.
         max_new_tokens: per window.
         batch_tokens: see `generate_texts`.
+        min_avg_logprob: what a window's text must reach in the mean log-probability of its tokens, or nothing counts as
+            said there; None for the checkpoint's own bound, if it has one, `-inf` for none.
+        scores: segments carry that mean, also without a bound.
         progress: called with the seconds of audio that were done.
 
     Raises:
-        RecipeError: an impossible window.
+        RecipeError: an impossible window or bound.
         PromptError: a prompt that cannot be rendered.
     """
     config = engine.model.config
     window = min(WINDOW, config.max_seconds) if window is None else window
     overlap = min(OVERLAP, window / 2) if overlap is None else overlap
     check_window(window, overlap, max_seconds=config.max_seconds)
+    least = check_bound(config.min_avg_logprob if min_avg_logprob is None else min_avg_logprob)
     message = user_message(config.prompt if prompt is None else prompt)
     positions = engine.processor.feature_extractor.grid.count_seconds(window) + max_new_tokens
     ahead = BATCHES_AHEAD * max(1, batch_tokens // positions)
@@ -112,11 +133,13 @@ def transcribe_each(
         examples = [
             Example(id=f"the window at {w.start:.1f} s", messages=[message], waveforms=[w.wave_N]) for w in spoken
         ]
-        answers = iter(engine.generate(examples, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens))
+        generations = engine.generate(examples, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
+        sure = _scores(engine, examples, generations, batch_tokens) if scores or least > -math.inf else {}
+        answers = iter(enumerate(generations))
         for index, piece in chunk:
             if isinstance(piece, Window):
-                answer = None if piece.is_silent else next(answers)
-                heard.setdefault(index, []).append(_heard(piece, answer))
+                number, answer = (-1, None) if piece.is_silent else next(answers)
+                heard.setdefault(index, []).append(_heard(piece, answer, sure.get(number), least))
                 if progress is not None:
                     progress(piece.end - piece.start)
             elif piece is None:
@@ -126,14 +149,46 @@ def transcribe_each(
                 yield index, piece
 
 
-def _heard(window: Window, answer: Generation | None) -> _Heard:
+def check_bound(min_avg_logprob: float | None) -> float:
+    """The bound, `-inf` for None.
+
+    Raises:
+        RecipeError: no log-probability.
+    """
+    if min_avg_logprob is None:
+        return -math.inf
+    if not min_avg_logprob <= 0:
+        raise RecipeError(
+            f"min_avg_logprob is {min_avg_logprob:g}; a log-probability is at most 0, e.g. -0.3 (-inf keeps everything)"
+        )
+    return min_avg_logprob
+
+
+def _scores(
+    engine: Listener, examples: Sequence[Example], generations: Sequence[Generation], batch_tokens: int
+) -> dict[int, float]:
+    """Mean log-probabilities by window, of those that say something."""
+    said = [i for i, generation in enumerate(generations) if _said(generation)]
+    found = engine.average_log_probs(
+        [examples[i] for i in said], [generations[i] for i in said], batch_tokens=batch_tokens
+    )
+    return dict(zip(said, found, strict=True))
+
+
+def _said(answer: Generation | None) -> str:
     text = " ".join(answer.text.split()) if answer else ""  # one line: blank ones would end an SRT cue
+    return "" if text == NO_SPEECH_ANSWER else text
+
+
+def _heard(window: Window, answer: Generation | None, avg_logprob: float | None, least: float) -> _Heard:
+    is_unsure = avg_logprob is not None and avg_logprob < least
     return _Heard(
         start=window.start,
         end=window.end,
         overlaps=window.overlaps,
-        text="" if text == NO_SPEECH_ANSWER else text,
-        finished=answer.finished if answer else True,
+        text="" if is_unsure else _said(answer),
+        finished=is_unsure or answer is None or answer.finished,
+        avg_logprob=avg_logprob,
     )
 
 
@@ -159,7 +214,9 @@ def _join(heard: Sequence[_Heard]) -> Transcript:
             texts[i - 1], texts[i] = drop_overlap(texts[i - 1], texts[i], seconds=shared)
             ends[i - 1] = starts[i] = starts[i] + shared / 2
     segments = [
-        Segment(start=round(s, 3), end=round(e, 3), text=t) for s, e, t in zip(starts, ends, texts, strict=True) if t
+        Segment(start=round(start, 3), end=round(end, 3), text=text, avg_logprob=h.avg_logprob)
+        for start, end, text, h in zip(starts, ends, texts, heard, strict=True)
+        if text
     ]
     return Transcript(
         text=" ".join(s.text for s in segments),

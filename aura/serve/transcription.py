@@ -82,7 +82,10 @@ async def _answer(request: Request, *, task: str, default_prompt: str | None) ->
         limit = service.options.max_recording_seconds
         source = service.decode(lambda: checked_source(data, max_seconds=limit, param="file"))
         try:
-            [(_, result)] = transcribe_each(listener, [source], prompt=prompt, max_new_tokens=WINDOW_TOKENS)
+            scores = form.response_format == "verbose_json"
+            [(_, result)] = transcribe_each(
+                listener, [source], prompt=prompt, max_new_tokens=WINDOW_TOKENS, scores=scores
+            )
         except AuraError as error:
             raise of_aura_error(error, param="prompt") from error
         if isinstance(result, AuraError):
@@ -164,6 +167,12 @@ class Listener:
             found += [_generation(future.result()) for future in futures]
         return found
 
+    def average_log_probs(
+        self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int
+    ) -> list[float]:
+        """Between the scheduler's batches, whenever the model is free."""
+        return self.served.engine.average_log_probs(examples, generations, batch_tokens=batch_tokens)
+
     def _submit(self, example: Example, max_new_tokens: int) -> Future[Completion]:
         if self._left.is_set():
             raise left()
@@ -206,7 +215,7 @@ def render(transcript: Transcript, form: TranscriptionForm, task: str) -> Respon
                 "duration": transcript.seconds,
                 "text": transcript.text,
                 "segments": [
-                    {"id": number, "seek": round(s.start * 100), "start": s.start, "end": s.end, "text": s.text}
+                    {"id": number, "seek": round(s.start * 100), **s.as_dict()}
                     for number, s in enumerate(transcript.segments)
                 ],
                 "usage": {"type": "duration", "seconds": transcript.seconds},

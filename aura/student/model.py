@@ -40,6 +40,7 @@ class AuraConfig(PreTrainedConfig):
         embedding_scale: RMS that audio positions start at.
         gate: `audio` or `all`, see `LoraConfig`.
         prompt: text that stood after the audio in training; the default prompt of transcribe.
+        min_avg_logprob: transcripts less sure than this count as nothing said, see `transcribe_each`; None keeps all.
         encoder, encoder_fingerprint: of a bridge: reference of its speech encoder, shapes and a sample of its weights.
         projector_width, silence_seconds: of a bridge, see `BridgeConfig`.
         adapter: whether LoRA weights belong to the checkpoint; only a bridge can do without.
@@ -63,6 +64,7 @@ class AuraConfig(PreTrainedConfig):
     embedding_scale: float = 1.0
     gate: str = "audio"
     prompt: str | None = None
+    min_avg_logprob: float | None = None
     encoder: str | None = None
     encoder_fingerprint: dict[str, Any] | None = None
     projector_width: int = 2048

@@ -1,0 +1,103 @@
+"""How sure a model is of what it wrote: one pass over prompts and answers, behind the decoding.
+
+Greedy decoding by way of `ScreenedArgmax` never sees a probability, and most callers ask for none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from aura.batch.collate import Example, collate
+from aura.inference.generate import Generation, end_tokens, plan_batches, prompt_length
+from aura.student.model import AuraForConditionalGeneration
+from aura.student.processor import AuraProcessor
+
+
+@torch.no_grad()
+def average_log_probs(
+    model: AuraForConditionalGeneration,
+    processor: AuraProcessor,
+    examples: Sequence[Example],
+    generations: Sequence[Generation],
+    *,
+    batch_tokens: int = 2048,
+) -> list[float]:
+    """Mean log-probability (nats, at most 0) of each answer's tokens: Whisper's `avg_logprob`.
+
+    That the turn ends there counts as a token, whichever token ends it; where `max_new_tokens` cut the answer, it does not. 0
+    for an answer of no token that did not end.
+
+    Args:
+        examples: what was asked.
+        generations: what was answered, in the same order.
+        batch_tokens: positions of one batch.
+
+    Raises:
+        PromptError: see `prompt_length`.
+    """
+    most = max((len(generation.token_ids) for generation in generations), default=0)
+    lengths = [prompt_length(model, processor, example) for example in examples]
+    ends = torch.tensor(end_tokens(model, processor.tokenizer))
+    found: dict[int, float] = {}
+    was_training = model.training
+    model.eval()
+    try:
+        for indices in plan_batches(lengths, max_new_tokens=most, batch_tokens=batch_tokens):
+            asked, answered = [examples[i] for i in indices], [generations[i] for i in indices]
+            found.update(zip(indices, _of_batch(model, processor, asked, answered, ends), strict=True))
+    finally:
+        model.train(was_training)
+    return [found[index] for index in range(len(examples))]
+
+
+def _of_batch(
+    model: AuraForConditionalGeneration,
+    processor: AuraProcessor,
+    examples: Sequence[Example],
+    generations: Sequence[Generation],
+    ends: torch.Tensor,
+) -> list[float]:
+    prompts = collate(processor, examples, answer=False).to(model.device).model_inputs()
+    ids_BS, mask_BS = prompts["input_ids"], prompts["attention_mask"]
+    longest = max(len(generation.token_ids) for generation in generations)
+    answer_BL = ids_BS.new_zeros(len(examples), longest)
+    known_BL = mask_BS.new_zeros(len(examples), longest)
+    for row, generation in enumerate(generations):
+        answer_BL[row, : len(generation.token_ids)] = torch.tensor(generation.token_ids)
+        known_BL[row, : len(generation.token_ids)] = 1
+    # What the LLM writes is text, even the token that is reserved for audio: nothing is put in its place.
+    text_BL = answer_BL.masked_fill(answer_BL == model.config.audio_token_id, 0)
+    embeds_BSD, is_audio_BS = model.embed(
+        torch.cat([ids_BS, text_BL], dim=1), prompts.get("input_features"), prompts.get("input_features_mask")
+    )
+    passed = model.decoder_inputs(embeds_BSD, is_audio_BS, torch.cat([mask_BS, known_BL], dim=1))
+    hidden_BSD = model.get_decoder()(**passed, use_cache=False).last_hidden_state
+    prompt = ids_BS.shape[1]  # padded on the left: all prompts end here
+    return [
+        _average(model, hidden_D, answer_L, generation, ends.to(model.device))
+        for hidden_D, answer_L, generation in zip(hidden_BSD[:, prompt - 1 :], answer_BL, generations, strict=True)
+    ]
+
+
+def _average(
+    model: AuraForConditionalGeneration,
+    hidden_LD: torch.Tensor,
+    answer_L: torch.Tensor,
+    generation: Generation,
+    ends: torch.Tensor,
+) -> float:
+    """Of one answer, row by row: logits of a whole batch would take gigabytes.
+
+    Args:
+        hidden_LD: final hidden states from the prompt's last position on.
+        answer_L: the answer, with anything behind it.
+    """
+    count = len(generation.token_ids)
+    logs_LV = model.logits(hidden_LD[: count + 1]).float().log_softmax(dim=-1)
+    logs = logs_LV[:count].gather(1, answer_L[:count, None])[:, 0].double().sum()
+    if generation.finished:
+        logs = logs + logs_LV[count, ends].double().logsumexp(dim=0)
+    counted = count + generation.finished
+    return min(0.0, float(logs) / counted) if counted else 0.0

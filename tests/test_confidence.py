@@ -1,0 +1,189 @@
+"""How sure the model is of what it wrote, and transcripts that it is not sure enough of."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import tiny
+import torch
+
+from aura.batch.collate import Example, collate
+from aura.batch.prompt import user_message
+from aura.cli import main
+from aura.data.manifest import read_utterances
+from aura.errors import RecipeError
+from aura.evaluation.evaluate import evaluate
+from aura.inference.confidence import average_log_probs
+from aura.inference.engine import Engine
+from aura.inference.generate import Generation, end_tokens
+from aura.inference.transcribe import Transcript
+from aura.student.checkpoint import load_checkpoint, save_checkpoint
+
+
+def examples(count: int) -> list[Example]:
+    message = user_message("Say it.")
+    return [
+        Example(id=str(n), messages=[message], waveforms=[tiny.tiny_speech(0.4 + 0.5 * n, seed=n)])
+        for n in range(count)
+    ]
+
+
+@torch.no_grad()
+def token_by_token(engine: Engine, example: Example, ids: Sequence[int], *, ends: bool) -> float:
+    """The same mean, one growing prompt after the other."""
+    inputs = collate(engine.processor, [example], answer=False).model_inputs()
+    inputs.pop("position_ids", None)
+    logs = []
+    for token in [*ids, None]:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        row_V = engine.model(**inputs, use_cache=False).logits[0, -1].double().log_softmax(-1)
+        if token is not None:
+            logs.append(float(row_V[token]))
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token]])], dim=1)
+        elif ends:
+            ending = end_tokens(engine.model, engine.processor.tokenizer)
+            logs.append(math.log(sum(math.exp(float(row_V[end])) for end in ending)))
+    return sum(logs) / len(logs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_the_mean_is_that_of_the_tokens_one_by_one(family: str) -> None:
+    model, processor = tiny.tiny_student(family)
+    tiny.train_adapter(model, scale=0.4)
+    engine = Engine(model, processor)
+    asked = examples(4)
+    answered = [
+        Generation(text="", token_ids=(21, 22, 23, 30), finished=True),
+        Generation(text="", token_ids=(25,), finished=False),
+        Generation(text="", token_ids=(), finished=True),
+        Generation(text="", token_ids=(31, 32), finished=True),
+    ]
+    expected = [
+        token_by_token(engine, example, generation.token_ids, ends=generation.finished)
+        for example, generation in zip(asked, answered, strict=True)
+    ]
+    for batch_tokens in (1, 4096):  # alone, and padded together
+        found = engine.average_log_probs(asked, answered, batch_tokens=batch_tokens)
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert all(value < 0 for value in found) and len(set(found)) == 4
+
+
+def test_what_the_model_prefers_it_is_surer_of() -> None:
+    engine = Engine(*tiny.tiny_student("llama"))
+    [example] = examples(1)
+    [own] = engine.generate([example], max_new_tokens=6)
+    other = Generation(text="", token_ids=tuple(token ^ 1 for token in own.token_ids), finished=own.finished)
+    best, worse = engine.average_log_probs([example, example], [own, other])
+    assert best > worse
+
+
+def test_no_token_and_no_end_is_nothing_to_doubt_and_a_placeholder_is_text() -> None:
+    model, processor = tiny.tiny_student("llama")
+    nothing = Generation(text="", token_ids=(), finished=False)
+    placeholder = Generation(text="", token_ids=(model.config.audio_token_id,), finished=False)
+    if model.config.audio_token_id < model.get_input_embeddings().weight.shape[0]:
+        [value] = average_log_probs(model, processor, examples(1), [placeholder])
+        assert value < 0
+    assert average_log_probs(model, processor, examples(1), [nothing]) == [0.0]
+    assert average_log_probs(model, processor, [], []) == []
+
+
+class Unsure(Engine):
+    """Says a word for each window, with the given sureness."""
+
+    def __init__(self, sureness: Sequence[float], *, bound: float | None = None) -> None:
+        super().__init__(*tiny.tiny_student("llama"), checkpoint="tiny")
+        self.model.config.min_avg_logprob = bound
+        self.sureness, self.scored = list(sureness), 0
+
+    def generate(self, examples: Sequence[Example], **_: Any) -> list[Generation]:
+        return [Generation(text=f"word{n}", token_ids=(n,), finished=True) for n in range(len(examples))]
+
+    def average_log_probs(
+        self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int = 2048
+    ) -> list[float]:
+        self.scored += len(generations)
+        return [self.sureness[generation.token_ids[0]] for generation in generations]
+
+
+def spoken() -> dict[str, Any]:
+    return {"array": tiny.tiny_speech(6.0, seed=1), "sampling_rate": 16_000}
+
+
+def transcribe(engine: Engine, **options: Any) -> Transcript:
+    found = engine.transcribe(spoken(), window=2.0, overlap=0.0, **options)
+    assert isinstance(found, Transcript)
+    return found
+
+
+def test_windows_that_are_not_sure_enough_say_nothing() -> None:
+    engine = Unsure([-0.1, -0.9, -0.2])
+    assert transcribe(engine).text == "word0 word1 word2" and engine.scored == 0
+    found = transcribe(engine, min_avg_logprob=-0.5)
+    assert found.text == "word0 word2" and [s.avg_logprob for s in found.segments] == [-0.1, -0.2]
+    assert transcribe(engine, min_avg_logprob=-math.inf).text == "word0 word1 word2"
+    assert transcribe(engine, scores=True).as_dict()["segments"][1]["avg_logprob"] == -0.9
+    assert "avg_logprob" not in transcribe(engine).as_dict()["segments"][0]
+    for bound in (0.5, math.nan):
+        with pytest.raises(RecipeError, match="a log-probability is at most 0"):
+            transcribe(engine, min_avg_logprob=bound)
+
+
+def test_the_bound_of_a_checkpoint_holds_unless_another_is_given(tmp_path: Path) -> None:
+    engine = Unsure([-0.1, -0.9, -0.2], bound=-0.15)
+    assert transcribe(engine).text == "word0"
+    assert transcribe(engine, min_avg_logprob=-0.5).text == "word0 word2"
+    assert transcribe(engine, min_avg_logprob=-math.inf).text == "word0 word1 word2"
+    tiny.tiny_llm_folder("llama", tmp_path / "llm")
+    model, processor = tiny.tiny_student("llama", base=str(tmp_path / "llm"))
+    model.config.min_avg_logprob = -0.25
+    save_checkpoint(tmp_path / "saved", model, processor)
+    loaded, _ = load_checkpoint(tmp_path / "saved")
+    assert loaded.config.min_avg_logprob == -0.25
+
+
+def clips(folder: Path, **fields: Any) -> list[Any]:
+    rows = []
+    for n in range(3):
+        soundfile.write(folder / f"{n}.wav", tiny.tiny_speech(0.5, seed=n), 16_000)
+        rows.append({"id": f"clip{n}", "audio": f"{n}.wav", **fields})
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return list(read_utterances(folder / "rows.jsonl"))
+
+
+def test_false_transcripts_are_counted_behind_the_bound(tmp_path: Path) -> None:
+    rows = clips(tmp_path, transcript="", task="transcribe", label={"no_speech": "music"})
+    rates = []
+    for bound in (None, -0.5):
+        engine = Unsure([-0.1, -0.9, -0.8], bound=bound)
+        found = evaluate(engine, rows, task="silence", out=tmp_path / str(bound), show_progress=False)
+        rates.append(found.metrics["false_transcript_rate"])
+    assert rates == [1.0, pytest.approx(1 / 3)]
+    logged = [json.loads(line) for line in (tmp_path / "-0.5" / "items.jsonl").read_text().splitlines()]
+    assert sorted(row["avg_logprob"] for row in logged) == [-0.9, -0.8, -0.1]
+    assert json.loads((tmp_path / "-0.5" / "report.json").read_text())["settings"]["min_avg_logprob"] == -0.5
+
+
+def test_answers_to_questions_are_never_left_out(tmp_path: Path) -> None:
+    rows = clips(tmp_path, transcript="word0")
+    engine = Unsure([-0.1, -0.9, -0.8], bound=-0.5)
+    found = evaluate(engine, rows, task="answer", out=tmp_path / "out", show_progress=False)
+    assert found.failed == 0 and engine.scored == 0
+    with pytest.raises(RecipeError, match="expected one of transcribe, silence with it"):
+        evaluate(engine, rows, task="answer", min_avg_logprob=-0.1, out=tmp_path / "no", show_progress=False)
+
+
+def test_mistakes_on_the_command_line_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clips(tmp_path, transcript="a")
+    clip = str(tmp_path / "0.wav")
+    assert main(["transcribe", "nowhere", clip, "--scores"]) == 2
+    assert "--scores was given without --json" in capsys.readouterr().err
+    words = ["--manifest", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--min-avg-logprob", "-0.5"]
+    assert main(["evaluate", "--routes", "aura=nowhere", *words]) == 2
+    assert "routes keep every answer" in capsys.readouterr().err
