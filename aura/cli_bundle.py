@@ -31,10 +31,10 @@ def bundle(
     from aura.bundle.archive import MEGABYTE
     from aura.bundle.bundle import make_bundle
     from aura.cli_train import parse_overrides
-    from aura.config import read_recipe
+    from aura.stages import read_stages
 
-    resolved = read_recipe(recipe, parse_overrides(overrides))
-    made = make_bundle(resolved, out, archive_mb=archive_mb, opus=opus, compact=compact)
+    stages = read_stages(recipe, parse_overrides(overrides))
+    made = make_bundle(stages, out, archive_mb=archive_mb, opus=opus, compact=compact)
     print(
         f"{made.rows} rows, {made.seconds / 3600:.2f} hours, {len(made.index.files)} files: {made.bytes / MEGABYTE:.1f} MB in "
         f"{len(made.index.archives)} archives in {made.folder}. Train there with: aura train --bundle {made.folder}"

@@ -64,13 +64,9 @@ def train(
         return 0
     # A line per library and device would bury the run's own lines; the environment may ask for them.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if stages[0][0]:
-        from aura.training.stages import train_stages
+    from aura.training.stages import train_all
 
-        return _status(train_stages(stages, resume=resume, overwrite=overwrite))
-    from aura.training.loop import train as run
-
-    return _status(run(stages[0][1], resume=resume, overwrite=overwrite))
+    return _status(train_all(stages, resume=resume, overwrite=overwrite))
 
 
 def _status(result: RunResult) -> int:

@@ -77,19 +77,25 @@ def read_stages(
 
 def write_stages(stages: Sequence[tuple[str, Recipe]], path: str | os.PathLike[str]) -> None:
     """Resolved stages -> YAML that `read_stages` reads back, through a temporary file and a rename."""
+    write_yaml(stages_tree([(name, as_tree(recipe)) for name, recipe in stages], root_of(stages)), path)
+
+
+def stages_tree(stages: Sequence[tuple[str, dict[str, Any]]], root: Path) -> dict[str, Any]:
+    """What `read_stages` reads, of resolved recipes by name as `as_tree` gives them; one without a name is all of it."""
+    if not stages[0][0]:
+        return stages[0][1]
     listed: list[dict[str, Any]] = []
-    for number, (name, recipe) in enumerate(stages):
-        tree = as_tree(recipe)
-        del tree["run"]["out"]  # the stages' folders and starts follow from their order
-        if number:
-            del tree["run"]["init_from"]
-        listed.append({"name": name, **tree})
-    write_yaml({"run": {"out": str(root_of(stages))}, STAGES: listed}, path)
+    for number, (name, tree) in enumerate(stages):
+        # The stages' folders and starts follow from their order.
+        run = {key: value for key, value in tree["run"].items() if key != "out" and not (number and key == "init_from")}
+        listed.append({"name": name, **tree, "run": run})
+    return {"run": {"out": str(root)}, STAGES: listed}
 
 
 def root_of(stages: Sequence[tuple[str, Recipe]]) -> Path:
-    """The folder around the stages' run folders."""
-    return Path(stages[0][1].run.out).parent
+    """The folder around the stages' run folders, or the only one's."""
+    out = Path(stages[0][1].run.out)
+    return out.parent if stages[0][0] else out
 
 
 def _entries(listed: Any, problems: list[str]) -> list[tuple[str, dict[str, Any]]]:

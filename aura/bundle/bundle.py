@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,11 +63,17 @@ class Bundle:
 
 
 def make_bundle(
-    recipe: Recipe, out: str | os.PathLike[str], *, archive_mb: float, opus: bool = False, compact: bool = False
+    stages: Sequence[tuple[str, Recipe]],
+    out: str | os.PathLike[str],
+    *,
+    archive_mb: float,
+    opus: bool = False,
+    compact: bool = False,
 ) -> Bundle:
     """Pack a recipe with all it needs.
 
     Args:
+        stages: from `aura.stages.read_stages`, of a recipe with stages or without.
         out: folder to make; must not hold anything.
         archive_mb: size of an archive, millions of bytes.
         opus, compact: see `collect_contents`.
@@ -78,7 +85,8 @@ def make_bundle(
     if target.is_dir() and any(target.iterdir()):
         raise DataError(f"{target} holds files already; expected a new folder. Choose another --out")
     with tempfile.TemporaryDirectory() as work:
-        contents = collect_contents(recipe, Path(work), opus=opus, compact=compact)
+        recipe = stages[0][1]
+        contents = collect_contents(stages, Path(work), opus=opus, compact=compact)
         with whole_folder(target) as folder:
             code = source_tar()
             (folder / source_name()).write_bytes(code)

@@ -26,6 +26,7 @@ from aura.data.utterance import AudioRef, Utterance
 from aura.errors import ModelError, RecipeError
 from aura.references import resolve
 from aura.references.packages import file_sha256, join_parts, normalize_name, split_model
+from aura.stages import root_of, stages_tree
 
 RECIPE = "recipe.yaml"
 # Forms of the same weights that are left behind where safetensors are there, and what belongs to this machine's cache
@@ -61,10 +62,13 @@ class Contents:
     seconds: float
 
 
-def collect_contents(recipe: Recipe, work: Path, *, opus: bool = False, compact: bool = False) -> Contents:
+def collect_contents(
+    stages: Sequence[tuple[str, Recipe]], work: Path, *, opus: bool = False, compact: bool = False
+) -> Contents:
     """Read everything a recipe names.
 
     Args:
+        stages: from `aura.stages.read_stages`.
         work: folder for audio that has to be written anew; must live until the files are packed.
         opus: encode lossless recordings as Ogg Opus, 16 kHz mono.
         compact: pack an LLM that comes as a GGUF package in that form, a fifth of the size; opening the bundle unpacks it
@@ -75,39 +79,57 @@ def collect_contents(recipe: Recipe, work: Path, *, opus: bool = False, compact:
         DataError: data that cannot be read.
         ModelError: weights that are not at hand.
     """
-    if not recipe.data.train:
+    first = stages[0][1]
+    if any(not recipe.data.train for _, recipe in stages):
         raise RecipeError("data.train is empty; a bundle without data trains nothing")
-    if recipe.run.init_from is not None:
+    if first.run.init_from is not None:
         raise RecipeError(
-            f"run.init_from is {recipe.run.init_from}, which a bundle does not pack; expected null. Copy that checkpoint yourself "
+            f"run.init_from is {first.run.init_from}, which a bundle does not pack; expected null. Copy that checkpoint yourself "
             "and name it there: aura train --bundle DIR --run.init_from CHECKPOINT"
         )
-    audio = _Audio(work, opus=opus)
-    manifests: dict[str, bytes] = {}
-    originals: dict[str, str] = {}
-    tree = as_tree(recipe)
-    rows, seconds = 0, 0.0
-    for part in ("train", "valid"):
-        names: dict[str, str] = {}
-        for source in getattr(recipe.data, part):
-            if source not in names:
-                names[source] = f"data/{part}-{len(names)}.jsonl"
-                found = read_source(recipe, source)
-                manifests[names[source]] = _manifest(found, audio)
-                originals[names[source]] = source
-                rows += len(found)
-                seconds += sum(utterance.seconds for utterance in found)
-        tree["data"][part] = [names[source] for source in getattr(recipe.data, part)]
-    # What these fields say is done, and written out in the manifests
-    tree["data"] |= {"root": None, "columns": {}, "split": None, "limit": None}
-    noises = {f"data/noise/{i}{Path(path).suffix}": Path(path) for i, path in enumerate(recipe.augment.noise_files)}
-    originals |= {inside: str(path) for inside, path in noises.items()}
-    tree["augment"]["noise_files"] = list(noises)
-    models, weights = _models(recipe, work, compact=compact)
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-    files: list[tuple[str, Path | bytes]] = [(RECIPE, text.encode()), *manifests.items()]
-    files += [*sorted(audio.files.items()), *noises.items(), *weights]
-    return Contents(files=tuple(files), models=models, originals=originals, rows=rows, seconds=seconds)
+    data = _Data(_Audio(work, opus=opus))
+    noises: dict[str, str] = {}  # file -> name inside
+    trees = []
+    for name, recipe in stages:
+        tree = as_tree(recipe)
+        for part in ("train", "valid"):
+            tree["data"][part] = [data.add(part, recipe, source) for source in getattr(recipe.data, part)]
+        # What these fields say is done, and written out in the manifests
+        tree["data"] |= {"root": None, "columns": {}, "split": None, "limit": None}
+        for path in recipe.augment.noise_files:
+            noises.setdefault(path, f"data/noise/{len(noises)}{Path(path).suffix}")
+        tree["augment"]["noise_files"] = [noises[path] for path in recipe.augment.noise_files]
+        trees.append((name, tree))
+    originals = {**data.originals, **{inside: path for path, inside in noises.items()}}
+    models, weights = _models([recipe for _, recipe in stages], work, compact=compact)
+    text = yaml.safe_dump(stages_tree(trees, root_of(stages)), sort_keys=False, allow_unicode=True)
+    files: list[tuple[str, Path | bytes]] = [(RECIPE, text.encode()), *data.manifests.items()]
+    files += [*sorted(data.audio.files.items()), *((inside, Path(path)) for path, inside in noises.items()), *weights]
+    return Contents(files=tuple(files), models=models, originals=originals, rows=data.rows, seconds=data.seconds)
+
+
+class _Data:
+    """The manifests of all stages, each source once for every way it is read."""
+
+    def __init__(self, audio: _Audio) -> None:
+        self.audio = audio
+        self.manifests: dict[str, bytes] = {}
+        self.originals: dict[str, str] = {}
+        self.rows, self.seconds = 0, 0.0
+        self._names: dict[str, dict[str, str]] = {"train": {}, "valid": {}}
+
+    def add(self, part: str, recipe: Recipe, source: str) -> str:
+        """Name inside of a source's manifest."""
+        data, names = recipe.data, self._names[part]
+        key = repr((source, data.root, data.prompt, data.columns, data.split, data.limit, data.skip_bad))
+        if key not in names:
+            inside = names[key] = f"data/{part}-{len(names)}.jsonl"
+            found = read_source(recipe, source)
+            self.manifests[inside] = _manifest(found, self.audio)
+            self.originals[inside] = source
+            self.rows += len(found)
+            self.seconds += sum(utterance.seconds for utterance in found)
+        return names[key]
 
 
 def read_source(recipe: Recipe, source: str) -> Sequence[Utterance]:
@@ -190,8 +212,13 @@ def _missing(file: Path) -> str:
     raise RecipeError(f"the recording {file} does not exist; expected what the manifest names. See: aura data check")
 
 
-def _models(recipe: Recipe, work: Path, *, compact: bool) -> tuple[tuple[Model, ...], list[tuple[str, Path | bytes]]]:
-    wanted = {"llm": recipe.student.llm} | ({"teacher": recipe.teacher.encoder} if recipe.teacher.encoder else {})
+def _models(
+    recipes: Sequence[Recipe], work: Path, *, compact: bool
+) -> tuple[tuple[Model, ...], list[tuple[str, Path | bytes]]]:
+    wanted = {"llm": recipes[0].student.llm}  # of all stages
+    for encoder in dict.fromkeys(recipe.teacher.encoder for recipe in recipes):
+        if encoder:
+            wanted[f"teacher-{len(wanted)}" if "teacher" in wanted else "teacher"] = encoder
     models: list[Model] = []
     files: list[tuple[str, Path | bytes]] = []
     for name, reference in wanted.items():

@@ -10,8 +10,8 @@ from typing import Any
 
 from aura.bundle.archive import Index, pack
 from aura.bundle.unbundle import ADAPTER, OpenBundle, open_bundle
-from aura.config import read_recipe
 from aura.references.resolve import standing_in
+from aura.stages import read_stages
 from aura.student.files import whole_folder
 
 TEXTS = (".yaml", ".md")  # of a checkpoint: they name the data
@@ -31,9 +31,10 @@ def train_bundle(
     checkpoint names the LLM as the recipe at home did, not a folder of this machine.
 
     Args:
-        minutes: wall time after which the run ends, all parts of a resumed run counted; the recipe's own when None.
+        minutes: wall time after which the run ends, all parts of a resumed run counted; the recipe's own when None. Stages
+            share it in proportion to their steps.
         overrides: dotted fields of the recipe.
-        resume, overwrite: as in `aura.training.loop.train`.
+        resume, overwrite: as in `aura.training.stages.train_all`.
 
     Returns:
         the `RunResult`.
@@ -49,14 +50,13 @@ def train_bundle(
             f"{bundle.index.facts['code']}); its figures may differ",
             file=sys.stderr,
         )
-    fields: dict[str, Any] = {**bundle.paths(), "run.out": str(Path(folder) / "run")}
-    if minutes is not None:
-        fields["run.max_minutes"] = float(minutes)
+    chosen = dict(overrides or {})
+    fields = {**bundle.paths(without=chosen), "run.out": str(Path(folder) / "run"), **chosen}
     with standing_in(bundle.models):
-        recipe = read_recipe(bundle.recipe, {**fields, **(overrides or {})})
-        from aura.training.loop import train
+        stages = read_stages(bundle.recipe, fields, minutes=None if minutes is None else float(minutes))
+        from aura.training.stages import train_all
 
-        result = train(recipe, resume=resume, overwrite=overwrite)
+        result = train_all(stages, resume=resume, overwrite=overwrite)
     if result.checkpoint is not None and is_main:
         pack_adapter(result.checkpoint, Path(folder) / ADAPTER, bundle)
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from aura.bundle.archive import Index, read_index, unpack
 from aura.bundle.bundle import NAME
 from aura.bundle.contents import RECIPE, Model, originals_of
 from aura.bundle.source import source_digest
+from aura.config import STAGES
 from aura.errors import DataError
 from aura.student.files import whole_folder
 
@@ -48,11 +49,20 @@ class OpenBundle:
         """The run folder that the recipe names."""
         return str(self._tree()["run"]["out"])
 
-    def paths(self) -> dict[str, list[str]]:
-        """The recipe's fields that name files, with their places here."""
+    def paths(self, *, without: Collection[str] = ()) -> dict[str, list[str]]:
+        """The recipe's fields that name files, with their places here; those of a stage as `read_stages` takes them.
+
+        Args:
+            without: fields to leave out, of all stages.
+        """
         tree = self._tree()
-        fields = (("data", "train"), ("data", "valid"), ("augment", "noise_files"))
-        return {f"{a}.{b}": [str(self.folder / name) for name in tree[a][b]] for a, b in fields}
+        stages = {f"{STAGES}.{stage['name']}.": stage for stage in tree.get(STAGES, ())} or {"": tree}
+        return {
+            f"{prefix}{section}.{name}": [str(self.folder / path) for path in stage[section][name]]
+            for prefix, stage in stages.items()
+            for section, name in (("data", "train"), ("data", "valid"), ("augment", "noise_files"))
+            if f"{section}.{name}" not in without
+        }
 
     def _tree(self) -> dict[str, Any]:
         return yaml.safe_load(self.recipe.read_text(encoding="utf-8"))

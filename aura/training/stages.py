@@ -48,6 +48,15 @@ class _Stage:
         return Path(self.recipe.run.out)
 
 
+def train_all(stages: Sequence[tuple[str, Recipe]], *, resume: bool = False, overwrite: bool = False) -> RunResult:
+    """Train what `read_stages` gave: stages, or the one run that a recipe without stages is; see `train_stages`."""
+    if stages[0][0]:
+        return train_stages(stages, resume=resume, overwrite=overwrite)
+    from aura.training.loop import train
+
+    return train(stages[0][1], resume=resume, overwrite=overwrite)
+
+
 def train_stages(stages: Sequence[tuple[str, Recipe]], *, resume: bool = False, overwrite: bool = False) -> RunResult:
     """Train all stages, and deliver the last one's checkpoint in the folder around them.
 
