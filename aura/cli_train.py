@@ -146,11 +146,12 @@ def recipe_text() -> str:
     """A commented YAML of the defaults; `read_recipe` reads it back."""
     import yaml
 
-    from aura.config import as_tree, fields_with_help
+    from aura.config import Recipe
+    from aura.typed_tree import as_tree, fields_with_help
 
     lines: list[str] = []
     open_sections: list[str] = []
-    for dotted, default, help in fields_with_help():
+    for dotted, default, help in fields_with_help(Recipe):
         *sections, name = dotted.split(".")
         for depth, section in enumerate(sections):
             if open_sections[: depth + 1] != sections[: depth + 1]:

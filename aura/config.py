@@ -7,62 +7,16 @@ default below is our choice, from the experiments in dev/LOG.md.
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import difflib
-import inspect
-import itertools
-import math
 import os
-import textwrap
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from aura.data.augment import AugmentConfig
 from aura.errors import RecipeError
-
-# Numbers that must be above 0 and at least 0; null passes where the field allows it.
-POSITIVE = (
-    *("audio.n_mels", "audio.stem_width", "audio.block_patches", "audio.max_seconds", "lora.rank", "lora.alpha"),
-    *("distill.student_layers", "distill.calibration_seconds", "data.limit", "data.workers", "data.shuffle_buffer"),
-    *(
-        "batch.tokens",
-        "batch.micro_batches",
-        "batch.max_items",
-        "optim.learning_rate",
-        "optim.max_bad_steps",
-        "optim.sampled_vocabulary",
-    ),
-    *("run.steps", "run.max_minutes", "run.log_every", "run.eval_items", "run.max_new_tokens", "run.save_minutes"),
-    *("run.keep_last", "run.threads", "bridge.projector_width", "bridge.scale"),
-)
-NOT_NEGATIVE = (
-    *(
-        "distill.weight",
-        "distill.ctc",
-        "distill.final_weight",
-        "distill.response_kl",
-        "data.min_seconds",
-        "optim.weight_decay",
-    ),
-    "bridge.silence_seconds",
-    *(
-        "optim.embedding_learning_rate",
-        "optim.projector_learning_rate",
-        "optim.head_learning_rate",
-        "optim.warmup_steps",
-        "optim.clip",
-        "run.seed",
-        "run.eval_every",
-        "run.save_every",
-    ),
-)
+from aura.recipe_checks import check
+from aura.typed_tree import as_tree, build, load_yaml, option, set_field, write_yaml
 
 # What `aura train --route bridge` makes of any recipe; everything else stays as written.
 BRIDGE_RUN: Mapping[str, Any] = {
@@ -74,14 +28,6 @@ BRIDGE_RUN: Mapping[str, Any] = {
 
 STAGES = "stages"  # key of a recipe with several runs, see `aura.stages`
 LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with its help beside it; mutable defaults are copied per instance."""
-    metadata = {"help": help}
-    if isinstance(default, type):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,8 +254,8 @@ def read_recipe(path: str | os.PathLike[str] | None = None, overrides: Mapping[s
     source, tree = read_tree(path)
     if STAGES in tree and path is not None:
         raise RecipeError(
-            f"{source} has stages, which only aura train runs; expected a recipe of one run here, such as a run folder's "
-            "recipe.yaml"
+            f"{source} has stages, which aura train and aura bundle take; expected a recipe of one run here, such as a run "
+            "folder's recipe.yaml"
         )
     for dotted, value in (overrides or {}).items():
         set_field(tree, dotted, value)
@@ -321,12 +267,12 @@ def read_recipe(path: str | os.PathLike[str] | None = None, overrides: Mapping[s
 
 def read_tree(path: str | os.PathLike[str] | None) -> tuple[str, dict[str, Any]]:
     """Name of a recipe for messages, and what its file holds; nothing without a file."""
-    return ("defaults", {}) if path is None else (str(path), _load_yaml(Path(path)))
+    return ("defaults", {}) if path is None else (str(path), load_yaml(Path(path)))
 
 
 def build_recipe(tree: Mapping[str, Any], problems: list[str]) -> Recipe:
     """Tree -> recipe; what is wrong with it is added to `problems`."""
-    recipe: Recipe = _build(Recipe, tree, "", problems)
+    recipe: Recipe = build(Recipe, tree, "", problems)
     problems += check(recipe)  # fields with another problem hold their default here
     return recipe
 
@@ -343,234 +289,3 @@ def refuse_problems(source: str, problems: Sequence[str]) -> None:
 def write_recipe(recipe: Recipe, path: str | os.PathLike[str]) -> None:
     """Resolved recipe -> YAML, through a temporary file and a rename."""
     write_yaml(as_tree(recipe), path)
-
-
-def write_yaml(tree: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Plain dicts and lists -> YAML in their order, through a temporary file and a rename."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def as_tree(config: Any) -> Any:
-    """Dataclasses -> plain dicts and lists, as YAML and JSON hold them."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: as_tree(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, Mapping):
-        return {key: as_tree(value) for key, value in config.items()}
-    if isinstance(config, (tuple, list)):
-        return [as_tree(value) for value in config]
-    return config
-
-
-def fields_with_help(config: type = Recipe, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted name, default, help) of every field, for `aura recipe`."""
-    default = config()
-    for f in dataclasses.fields(config):
-        value = getattr(default, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from fields_with_help(type(value), f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", value, f.metadata.get("help") or _docstrings(config).get(f.name, "")
-
-
-def _docstrings(config: type) -> dict[str, str]:
-    """The string below each field, for dataclasses that document themselves that way."""
-    [definition] = ast.parse(textwrap.dedent(inspect.getsource(config))).body
-    body = typing.cast(ast.ClassDef, definition).body
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    }
-
-
-def check(recipe: Recipe) -> list[str]:
-    """Impossible values, each as one line: field, given, expected."""
-    fields = {
-        f"{section.name}.{f.name}": getattr(getattr(recipe, section.name), f.name)
-        for section in dataclasses.fields(recipe)
-        for f in dataclasses.fields(typing.cast(Any, section.default_factory))
-        if getattr(recipe, section.name) is not None  # refused while it was built, and reported there
-    }
-    problems = [
-        f"{name} is {fields[name]}; expected more than 0"
-        for name in POSITIVE
-        if not (fields[name] is None or fields[name] > 0)
-    ]
-    problems += [f"{name} is {fields[name]}; expected 0 or more" for name in NOT_NEGATIVE if (fields[name] or 0) < 0]
-    if recipe.audio.patch_frames < 2 or recipe.audio.patch_frames % 2:
-        problems.append(
-            f"audio.patch_frames is {recipe.audio.patch_frames}; expected an even number of 10 ms frames, e.g. 8"
-        )
-    if recipe.lora.layers is not None and recipe.lora.layers < 1:
-        problems.append(f"lora.layers is {recipe.lora.layers}; expected null or at least 1")
-    if recipe.run.best_metric == "wer" and recipe.run.eval_task != "transcribe":
-        problems.append(
-            f"run.best_metric is wer, which run.eval_task {recipe.run.eval_task} does not score; expected accuracy, loss or none"
-        )
-    if recipe.run.route == "bridge":
-        problems += _check_bridge(recipe)
-    if not 0 <= recipe.distill.head_start <= 1:
-        problems.append(f"distill.head_start is {recipe.distill.head_start}; expected 0 to 1")
-    if recipe.optim.sampled_vocabulary and recipe.distill.response_kl:
-        problems.append(
-            f"optim.sampled_vocabulary is {recipe.optim.sampled_vocabulary} with distill.response_kl "
-            f"{recipe.distill.response_kl:g}, which compares whole vocabularies; expected null"
-        )
-    if not recipe.lora.modules:
-        problems.append("lora.modules is empty; expected module names such as q_proj")
-    if recipe.data.min_seconds >= recipe.data.max_seconds:
-        problems.append(
-            f"data.min_seconds is {recipe.data.min_seconds}; expected less than data.max_seconds {recipe.data.max_seconds}"
-        )
-    if not all(0 <= beta < 1 for beta in recipe.optim.betas):
-        problems.append(f"optim.betas is {list(recipe.optim.betas)}; expected two numbers from 0 up to 1")
-    if not 0 <= recipe.optim.average < 1:
-        problems.append(f"optim.average is {recipe.optim.average}; expected 0 up to 1, e.g. 0.98")
-    if not 0 <= recipe.optim.final_ratio <= 1:
-        problems.append(f"optim.final_ratio is {recipe.optim.final_ratio}; expected 0 to 1")
-    if not 0 <= recipe.lora.dropout < 1:
-        problems.append(f"lora.dropout is {recipe.lora.dropout}; expected 0 up to 1")
-    return problems
-
-
-def _check_bridge(recipe: Recipe) -> list[str]:
-    """What a bridge has no use for is refused where it would have an effect on the run."""
-    problems = [
-        f"distill.{name} is {getattr(recipe.distill, name)} with run.route bridge, which is not distilled; expected "
-        f"{expected} (aura train --route bridge sets it)"
-        for name, expected in (("weight", "0"), ("final_weight", "null or 0"), ("head_start", "0"))
-        if getattr(recipe.distill, name)
-    ]
-    if recipe.teacher.encoder is None:
-        problems.append("teacher.encoder is null with run.route bridge; expected the speech encoder to build on")
-    return problems
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise RecipeError(f"recipe {path} does not exist; here are: {', '.join(near) or 'no recipes'}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} is no valid YAML: {' '.join(str(error).split())}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise RecipeError(
-            f"recipe {path} holds a {type(tree).__name__}; expected a mapping such as 'lora: {{rank: 32}}'"
-        )
-    return tree
-
-
-def set_field(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Put a value where `section.field` says."""
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        child = tree.setdefault(parent, {})
-        if not isinstance(child, dict):
-            child = tree[parent] = {}
-        tree = child
-    tree[last] = value
-
-
-def _build(config: type, tree: Any, prefix: str, problems: list[str]) -> Any:
-    """Mapping -> dataclass; problems are collected, not raised."""
-    if not isinstance(tree, Mapping):
-        problems.append(f"{prefix.rstrip('.') or 'recipe'} is {tree!r}; expected a mapping of fields")
-        return config()
-    hints = typing.get_type_hints(config)
-    names = [f.name for f in dataclasses.fields(config)]
-    values = {}
-    for key, value in tree.items():
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"expected one of: {', '.join(names)}"
-            problems.append(f"{prefix}{key} is no field of the recipe; {hint}")
-            continue
-        kind = hints[key]
-        if dataclasses.is_dataclass(kind):
-            values[key] = _build(typing.cast(type, kind), {} if value is None else value, f"{prefix}{key}.", problems)
-            continue
-        try:
-            values[key] = _convert(value, kind)
-        except (TypeError, ValueError):
-            problems.append(f"{prefix}{key} is {value!r}; expected {_type_name(kind)}")
-    try:
-        return config(**values)
-    except (RecipeError, ValueError, TypeError) as error:
-        # a config that checks itself begins its message with its own name
-        problems.append(f"{prefix.rstrip('.')}: {str(error).removeprefix(prefix.rstrip('.') + ': ')}")
-        return None
-
-
-def _convert(value: Any, kind: Any) -> Any:
-    """YAML value -> field type, strictly; int passes for float, list for tuple, nothing else bends."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for choice in arguments:
-            try:
-                return _convert(value, choice)
-            except (TypeError, ValueError):
-                continue
-        raise TypeError
-    if kind is type(None):
-        if value is None:
-            return None
-        raise TypeError
-    if origin is Literal:
-        if any(value == choice and type(value) is type(choice) for choice in arguments):
-            return value
-        raise ValueError
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            # one manifest is as good as a list of one
-            value = [value] if value is not None and len(arguments) == 2 and arguments[1] is ... else _refuse()
-        if len(arguments) == 2 and arguments[1] is ...:
-            return tuple(_convert(item, arguments[0]) for item in value)
-        if len(value) != len(arguments):
-            raise ValueError
-        return tuple(_convert(item, choice) for item, choice in zip(value, arguments, strict=True))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise TypeError
-        return {_convert(k, arguments[0]): _convert(v, arguments[1]) for k, v in value.items()}
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        value = float(value)  # YAML 1.1 reads 1e-3 as a string
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError  # .nan and .inf are YAML, but no sensible value of any field
-    if kind is int and isinstance(value, bool):
-        raise TypeError
-    if isinstance(kind, type) and isinstance(value, kind):
-        return value
-    raise TypeError
-
-
-def _refuse() -> typing.NoReturn:
-    raise TypeError
-
-
-def _type_name(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(choice) for choice in arguments)
-    if origin is Literal:
-        return " or ".join(repr(choice) for choice in arguments)
-    if kind is type(None):
-        return "null"
-    if origin is tuple:
-        return f"a list of {_type_name(arguments[0])}"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return "a mapping"
-    return {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}.get(
-        getattr(kind, "__name__", ""), str(kind)
-    )

@@ -18,17 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aura.config import (
-    STAGES,
-    Recipe,
-    as_tree,
-    build_recipe,
-    read_recipe,
-    read_tree,
-    refuse_problems,
-    set_field,
-    write_yaml,
-)
+from aura.config import STAGES, Recipe, build_recipe, read_recipe, read_tree, refuse_problems
+from aura.typed_tree import as_tree, set_field, write_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # part of a folder's name and of a flag's
 # What the weights mean that a stage hands on, and what of it may change all the same

@@ -16,11 +16,11 @@ from aura.bundle.bundle import make_bundle
 from aura.bundle.train import train_bundle
 from aura.bundle.unbundle import open_bundle
 from aura.cli import main
-from aura.config import as_tree
 from aura.errors import RecipeError
 from aura.stages import read_stages
 from aura.training import loop
 from aura.training.stages import train_all
+from aura.typed_tree import as_tree
 
 WEIGHTS = ("adapter_model.safetensors", "audio_embedding.safetensors")
 

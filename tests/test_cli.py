@@ -24,10 +24,11 @@ from aura.cli import main
 from aura.cli_chat import Conversation, audio_path
 from aura.cli_speech import LoadOptions, output_names
 from aura.cli_train import parse_overrides, recipe_text
-from aura.config import Recipe, as_tree, read_recipe
+from aura.config import Recipe, read_recipe
 from aura.errors import AudioError, CheckpointError, PromptError, RecipeError
 from aura.inference.engine import Engine
 from aura.student.checkpoint import save_checkpoint
+from aura.typed_tree import as_tree
 
 RATE = 16_000
 VERBS = (

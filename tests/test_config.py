@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from aura.config import LINEAR_MODULES, Recipe, as_tree, fields_with_help, read_recipe, write_recipe
+from aura.config import LINEAR_MODULES, Recipe, read_recipe, write_recipe
 from aura.errors import RecipeError
 from aura.stages import read_stages
+from aura.typed_tree import as_tree, fields_with_help
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted([*ROOT.glob("recipes/*.yaml"), *ROOT.glob("demo/*.yaml")])
@@ -227,11 +228,11 @@ def test_round_trip(path: Path | None, tmp_path: Path) -> None:
 def test_the_resolved_recipe_names_every_field(tmp_path: Path) -> None:
     tree = as_tree(Recipe())
     dotted = {f"{section}.{name}" for section, fields in tree.items() for name in fields}
-    assert dotted == {name for name, _, _ in fields_with_help()}
+    assert dotted == {name for name, _, _ in fields_with_help(Recipe)}
 
 
 def test_every_field_has_its_help() -> None:
-    assert not [name for name, _, help in fields_with_help() if not help]
+    assert not [name for name, _, help in fields_with_help(Recipe) if not help]
 
 
 def test_validation_never_rewrites() -> None:

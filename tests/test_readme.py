@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from aura.config import fields_with_help, read_recipe
+from aura.config import Recipe, read_recipe
+from aura.typed_tree import fields_with_help
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FIELDS = {name for name, _, _ in fields_with_help()}
+FIELDS = {name for name, _, _ in fields_with_help(Recipe)}
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

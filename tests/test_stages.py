@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from aura.batch.collate import collate
 from aura.batch.loader import load_example
 from aura.cli import main
-from aura.config import BRIDGE_RUN, Recipe, as_tree, read_recipe
+from aura.config import BRIDGE_RUN, Recipe, read_recipe
 from aura.data.manifest import read_utterances
 from aura.errors import CheckpointError, RecipeError, TrainingError
 from aura.stages import read_stages
@@ -31,6 +31,7 @@ from aura.training.setup import build_station, read_data
 from aura.training.stages import train_stages
 from aura.training.start import find_start
 from aura.training.state import read_log
+from aura.typed_tree import as_tree
 
 STAGES: list[dict[str, Any]] = [
     {"name": "hear", "run": {"steps": 3}, "optim": {"average": 0.9}},
@@ -266,7 +267,7 @@ def test_a_recipe_without_stages_is_as_before(folder: Path, tmp_path: Path) -> N
     ]
     with pytest.raises(RecipeError, match="stages is no field"):
         read_stages(path, {"stages.hear.run.steps": 3})
-    with pytest.raises(RecipeError, match="has stages, which only aura train runs"):
+    with pytest.raises(RecipeError, match="has stages, which aura train and aura bundle take"):
         read_recipe(staged_file(folder, tmp_path / "two.yaml"))
 
 
@@ -426,16 +427,16 @@ def test_dry_run_shows_each_stage(folder: Path, tmp_path: Path, capsys: pytest.C
     assert list(shown) == ["hear", "understand"] and "LoRA" in shown["understand"]["trainable"]
 
 
-def test_bundles_take_one_run_that_starts_from_nothing(
+def test_bundles_take_recipes_that_start_from_nothing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pack = ["--out", str(tmp_path / "b"), "--archive-mb", "9"]
-    assert main(["bundle", str(staged_file(folder, tmp_path / "two.yaml")), *pack]) == 2
-    assert "has stages, which only aura train runs; expected a recipe of one run" in capsys.readouterr().err
-    path = tmp_path / "one.yaml"
-    path.write_text(yaml.safe_dump(as_tree(recipe_for(folder, tmp_path / "run", {"run.init_from": "before"}))))
-    assert main(["bundle", str(path), *pack]) == 2
-    assert "run.init_from is before, which a bundle does not pack" in capsys.readouterr().err
+    one = tmp_path / "one.yaml"
+    one.write_text(yaml.safe_dump(as_tree(recipe_for(folder, tmp_path / "run", {"run.init_from": "before"}))))
+    two = [str(staged_file(folder, tmp_path / "two.yaml")), "--stages.hear.run.init_from", "before"]
+    for words in ([str(one)], two):
+        assert main(["bundle", *words, *pack]) == 2
+        assert "run.init_from is before, which a bundle does not pack" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["docs/curriculum.md", "recipes/hear-270m.yaml"])

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from aura.audio.waveform import SAMPLE_RATE, load_waveform
-from aura.config import Recipe, as_tree
+from aura.config import Recipe
 from aura.data.converters import extract_part
 from aura.data.manifest import read_utterances, row_from_utterance
 from aura.data.utterance import AudioRef, Utterance
@@ -27,6 +27,7 @@ from aura.errors import ModelError, RecipeError
 from aura.references import resolve
 from aura.references.packages import file_sha256, join_parts, normalize_name, split_model
 from aura.stages import root_of, stages_tree
+from aura.typed_tree import as_tree
 
 RECIPE = "recipe.yaml"
 # Forms of the same weights that are left behind where safetensors are there, and what belongs to this machine's cache

@@ -19,9 +19,10 @@ from typing import Any
 
 import yaml
 
-from aura.config import Recipe, as_tree
+from aura.config import Recipe
 from aura.errors import CheckpointError, TrainingError
 from aura.student.checkpoint import RECIPE
+from aura.typed_tree import as_tree
 
 STEP_FOLDER = re.compile(r"step-(\d+)$")
 LEFT_OVER = re.compile(r"\.(?P<name>.+)\.\d+\.(?P<kind>tmp|old)$")  # of `whole_folder`, after a kill

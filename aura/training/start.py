@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from aura.config import Recipe, as_tree
+from aura.config import Recipe
 from aura.errors import CheckpointError
 from aura.stages import flat_fields
 from aura.student.checkpoint import RECIPE
@@ -26,6 +26,7 @@ from aura.student.model import AuraConfig, AuraForConditionalGeneration
 from aura.training.objective import Objective
 from aura.training.run_folder import step_folders, step_of
 from aura.training.state import TENSORS, check_speech_encoder, read_progress
+from aura.typed_tree import as_tree
 
 ADAPTER_CONFIG = "adapter_config.json"
 DELIVERED = ("checkpoint", "best")  # folders of a run that hold a student without a training state
