@@ -50,9 +50,10 @@ def measure(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     from aura.config import read_recipe
     from aura.data.augment import Augment
     from aura.training.cost import step_cost
+    from aura.training.data import read_data
     from aura.training.objective import Weights
     from aura.training.schedule import make_optimizer
-    from aura.training.setup import build_station, read_data
+    from aura.training.setup import build_station
 
     overrides = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in options.set)}
     manifest = make_clips(out / "clips")

@@ -31,11 +31,12 @@ from aura.student.checkpoint import save_checkpoint
 from aura.student.llm import embedding_rms, load_llm
 from aura.teacher.encoder import Teacher
 from aura.training import loop
+from aura.training.data import read_data
 from aura.training.dryrun import dry_run
 from aura.training.loop import train
 from aura.training.objective import Weights
 from aura.training.schedule import make_optimizer
-from aura.training.setup import Station, build_station, read_data
+from aura.training.setup import Station, build_station
 from aura.training.state import read_log, step_folders
 
 

@@ -18,7 +18,7 @@ import yaml
 from aura.audio.waveform import load_waveform
 from aura.bundle.archive import Entry, Index, pack, read_index, unpack
 from aura.bundle.bundle import make_bundle
-from aura.bundle.contents import is_lossless, model_files, read_source
+from aura.bundle.contents import is_lossless, model_files
 from aura.bundle.source import source_digest, source_name, source_tar
 from aura.bundle.train import train_bundle
 from aura.bundle.unbundle import open_bundle, unbundle
@@ -27,6 +27,7 @@ from aura.config import read_recipe
 from aura.errors import DataError, ModelError, RecipeError
 from aura.references import resolve
 from aura.references.resolve import standing_in
+from aura.training.data import read_source
 from aura.training.loop import train
 
 # ---------------------------------------------------------------- archives
@@ -231,7 +232,7 @@ def test_rows_are_the_same_as_at_home(home, tmp_path):
     for here, name in zip(
         (*moved.data.train, *moved.data.valid), (*recipe.data.train, *recipe.data.valid), strict=True
     ):
-        for a, b in zip(read_source(moved, here), read_source(recipe, name), strict=True):
+        for a, b in zip(read_source(moved.data, here), read_source(recipe.data, name), strict=True):
             assert (a.id, a.messages, a.task, a.transcript, a.label) == (
                 b.id,
                 b.messages,
@@ -265,7 +266,7 @@ def test_opus_shrinks_what_is_lossless_and_nothing_else(home, tmp_path):
     assert audio_bytes(small) < audio_bytes(plain) / 2
     there = open_bundle(tmp_path / "small")
     moved = read_recipe(there.recipe, there.paths())
-    one, home_one = read_source(moved, moved.data.train[1])[0], read_source(recipe, recipe.data.train[1])[0]
+    one, home_one = read_source(moved.data, moved.data.train[1])[0], read_source(recipe.data, recipe.data.train[1])[0]
     a, b = one.audio[0].load(), home_one.audio[0].load()
     assert one.audio[0].source.endswith(".opus") and len(a) == len(b) and one.id == home_one.id
     opus = Path(one.audio[0].source)

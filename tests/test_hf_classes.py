@@ -23,7 +23,8 @@ from transformers import (
 from aura.batch.collate import Example, collate
 from aura.errors import AudioError, CheckpointError
 from aura.student.checkpoint import new_processor, save_checkpoint
-from aura.student.model import AUDIO_TYPE_ID, AuraConfig, AuraForConditionalGeneration
+from aura.student.configuration import AuraConfig
+from aura.student.model import AUDIO_TYPE_ID, AuraForConditionalGeneration
 from aura.student.processor import AuraFeatureExtractor, AuraProcessor
 
 CLIP = tiny.tiny_speech(0.73)

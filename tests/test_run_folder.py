@@ -20,9 +20,9 @@ from aura.data.utterance import Utterance
 from aura.errors import DataError, MissingExtraError, RecipeError, TrainingError
 from aura.student.checkpoint import load_checkpoint
 from aura.training import loop
+from aura.training.data import read_data
 from aura.training.loop import train
 from aura.training.run_folder import open_run, step_folders, tidy
-from aura.training.setup import read_data
 from aura.training.state import RunLog, read_log
 from aura.training.validate import Validation
 

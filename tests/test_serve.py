@@ -208,6 +208,19 @@ def test_transcripts_equal_the_engine_in_every_form(client: openai.OpenAI, specs
     assert [(s.start, s.end, s.text) for s in verbose.segments] == [(s.start, s.end, s.text) for s in expected.segments]
 
 
+def test_verbose_segments_say_how_sure_each_model_is(client: openai.OpenAI, specs: dict[str, str]) -> None:
+    found = {}
+    for name in specs:  # adapters on one LLM: each score is of the one that wrote
+        data = wav(34.0, form="FLAC")
+        verbose = client.audio.transcriptions.create(model=name, file=("a.flac", data), response_format="verbose_json")
+        expected = load(specs[name], device="cpu").transcribe(data, max_new_tokens=TOKENS, scores=True)
+        assert isinstance(expected, Transcript)
+        found[name] = [segment.avg_logprob for segment in verbose.segments or ()]
+        assert found[name] == pytest.approx([segment.avg_logprob for segment in expected.segments], abs=1e-3)
+        assert found[name] and all(value < 0 for value in found[name])
+    assert len({tuple(values) for values in found.values()}) == len(specs) > 1
+
+
 def test_a_long_recording_goes_by_windows(client: openai.OpenAI, specs: dict[str, str]) -> None:
     data = wav(34.0, form="FLAC")
     [expected] = load(specs["one"], device="cpu").transcribe([data], max_new_tokens=TOKENS)  # type: ignore[misc]

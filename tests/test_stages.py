@@ -25,9 +25,10 @@ from aura.errors import CheckpointError, RecipeError, TrainingError
 from aura.stages import read_stages
 from aura.student.checkpoint import load_checkpoint
 from aura.training import loop, setup, stages
+from aura.training.data import read_data
 from aura.training.loop import train
 from aura.training.run_folder import step_folders
-from aura.training.setup import build_station, read_data
+from aura.training.setup import build_station
 from aura.training.stages import train_stages
 from aura.training.start import find_start
 from aura.training.state import read_log

@@ -25,10 +25,11 @@ from aura.data.utterance import Utterance
 from aura.errors import DataError, TrainingError
 from aura.student.gate import decoder_layers
 from aura.training import loop
+from aura.training.data import Data, read_data
 from aura.training.loop import train
 from aura.training.objective import Losses, Objective, Weights
 from aura.training.schedule import answer_weight, distill_weight, make_optimizer, rate_factor, set_rate
-from aura.training.setup import Data, Station, build_station, read_data
+from aura.training.setup import Station, build_station
 from aura.training.state import read_log, step_folders
 
 GOLDEN = Path(__file__).parent / "golden" / "losses_tiny.json"

@@ -21,12 +21,13 @@ import yaml
 from aura.audio.waveform import SAMPLE_RATE, load_waveform
 from aura.config import Recipe
 from aura.data.converters import extract_part
-from aura.data.manifest import read_utterances, row_from_utterance
+from aura.data.manifest import row_from_utterance
 from aura.data.utterance import AudioRef, Utterance
 from aura.errors import ModelError, RecipeError
 from aura.references import resolve
 from aura.references.packages import file_sha256, join_parts, normalize_name, split_model
 from aura.stages import root_of, stages_tree
+from aura.training.data import read_source
 from aura.typed_tree import as_tree
 
 RECIPE = "recipe.yaml"
@@ -125,26 +126,12 @@ class _Data:
         key = repr((source, data.root, data.prompt, data.columns, data.split, data.limit, data.skip_bad))
         if key not in names:
             inside = names[key] = f"data/{part}-{len(names)}.jsonl"
-            found = read_source(recipe, source)
+            found = read_source(data, source)
             self.manifests[inside] = _manifest(found, self.audio)
             self.originals[inside] = source
             self.rows += len(found)
             self.seconds += sum(utterance.seconds for utterance in found)
         return names[key]
-
-
-def read_source(recipe: Recipe, source: str) -> Sequence[Utterance]:
-    """The rows of one source as training reads them."""
-    data = recipe.data
-    return read_utterances(
-        source,
-        data_root=data.root,
-        prompt=data.prompt,
-        columns=data.columns,
-        split=data.split,
-        limit=data.limit,
-        skip_bad=data.skip_bad,
-    )
 
 
 def _manifest(utterances: Sequence[Utterance], audio: _Audio) -> bytes:

@@ -13,9 +13,10 @@ from peft.tuners.lora.layer import LoraLayer
 
 from aura.errors import CheckpointError, RecipeError
 from aura.inference.engine import Engine, pick_device
+from aura.student.configuration import AuraConfig
 from aura.student.files import checkpoint_folder, load_embedding
 from aura.student.lora import load_lora
-from aura.student.model import AuraConfig, AuraForConditionalGeneration
+from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 
 # A run folder's checkpoint is better known by the run's name.

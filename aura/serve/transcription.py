@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import anyio
@@ -170,8 +171,18 @@ class Listener:
     def average_log_probs(
         self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int
     ) -> list[float]:
-        """Between the scheduler's batches, whenever the model is free."""
-        return self.served.engine.average_log_probs(examples, generations, batch_tokens=batch_tokens)
+        """One window at a time on the model's thread, so that nobody's next token waits for all of them.
+
+        Raises:
+            ApiError: the client left, or the server stops.
+        """
+        engine, found = self.served.engine, []
+        for example, generation in zip(examples, generations, strict=True):
+            if self._left.is_set():
+                raise left()
+            run = partial(engine.average_log_probs, [example], [generation], batch_tokens=batch_tokens)
+            found += self.service.scheduler.call(self.served.name, run).result()
+        return found
 
     def _submit(self, example: Example, max_new_tokens: int) -> Future[Completion]:
         if self._left.is_set():

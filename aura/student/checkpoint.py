@@ -20,11 +20,12 @@ from transformers import (
 
 from aura.config import AudioConfig, BridgeConfig, LoraConfig
 from aura.errors import CheckpointError
+from aura.student.configuration import AuraConfig
 from aura.student.files import checkpoint_folder, whole_folder
 from aura.student.gate import attach_gate
 from aura.student.llm import embedding_rms, fingerprint
 from aura.student.lora import attach_lora
-from aura.student.model import AuraConfig, AuraForConditionalGeneration
+from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraFeatureExtractor, AuraProcessor
 
 RECIPE = "recipe.yaml"

@@ -6,89 +6,25 @@ embedding; the encoder's code is imported for such a checkpoint only.
 
 from __future__ import annotations
 
-import copy
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from aura.errors import CheckpointError, ModelError
+from aura.student.configuration import AuraConfig, read_config
 from aura.student.embedding import AudioEmbedding
-from aura.student.files import CONFIG, checkpoint_folder, load_embedding, save_embedding, whole_folder
+from aura.student.files import checkpoint_folder, load_embedding, save_embedding, whole_folder
 from aura.student.gate import GATE_KEY, Gate, attach_gate
 from aura.student.llm import check_fingerprint, load_llm
 from aura.student.lora import load_lora, save_lora
 from aura.student.mask import attention_masks, block_ids
 
 AUDIO_TYPE_ID = 3  # audio in Hugging Face's mm_token_type_ids
-
-
-class AuraConfig(PreTrainedConfig):
-    """What the run time must know besides the LLM's own config.
-
-    Args:
-        text_config: config of the LLM (or its dict).
-        base_model: reference the LLM's weights are loaded from (hub id, folder or pip:).
-        base_fingerprint: the LLM's shapes and a sample of its weights, to refuse another LLM.
-        audio_token_id: placeholder of one audio position; never looked up in the embedding table.
-        stem, n_mels, floor, patch_frames, stem_width, attention, block_patches, max_seconds: see `AudioConfig`; of a
-            bridge, stem is `encoder` and stem_width the encoder's.
-        embedding_scale: RMS that audio positions start at.
-        gate: `audio` or `all`, see `LoraConfig`.
-        prompt: text that stood after the audio in training; the default prompt of transcribe.
-        min_avg_logprob: transcripts less sure than this count as nothing said, see `transcribe_each`; None keeps all.
-        encoder, encoder_fingerprint: of a bridge: reference of its speech encoder, shapes and a sample of its weights.
-        projector_width, silence_seconds: of a bridge, see `BridgeConfig`.
-        adapter: whether LoRA weights belong to the checkpoint; only a bridge can do without.
-    """
-
-    model_type = "aura"
-    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012  # Hugging Face's own form
-
-    text_config: Any = None
-    base_model: str = ""
-    base_fingerprint: dict[str, Any] | None = None
-    audio_token_id: int = -1
-    stem: str = "conv"
-    n_mels: int = 80
-    floor: float | str = -6.0
-    patch_frames: int = 8
-    stem_width: int = 512
-    attention: str = "block"
-    block_patches: int = 8
-    max_seconds: float = 300.0
-    embedding_scale: float = 1.0
-    gate: str = "audio"
-    prompt: str | None = None
-    min_avg_logprob: float | None = None
-    encoder: str | None = None
-    encoder_fingerprint: dict[str, Any] | None = None
-    projector_width: int = 2048
-    silence_seconds: float = 0.0
-    adapter: bool = True
-
-    @property
-    def is_bridge(self) -> bool:
-        """Whether a speech encoder is needed to hear."""
-        return self.stem == "encoder"
-
-    @property
-    def context_length(self) -> int:
-        """Positions that the LLM was made for; beyond any use where it does not say."""
-        return getattr(self.text_config, "max_position_embeddings", None) or 1 << 30
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.text_config, dict):
-            fields = dict(self.text_config)
-            self.text_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        else:
-            # The base class resets the attention kernel of its parts; the LLM keeps its own config.
-            self.text_config = copy.deepcopy(self.text_config)
-        super().__post_init__(**kwargs)
 
 
 class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -393,7 +329,7 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ModelReferenceError: the LLM cannot be found.
         """
         folder = checkpoint_folder(pretrained_model_name_or_path)
-        config = config if isinstance(config, AuraConfig) else _read_config(folder)
+        config = config if isinstance(config, AuraConfig) else read_config(folder)
         reference = llm or config.base_model
         dtype = "float32" if dtype == "auto" else dtype
         # A missing encoder shows before the LLM is loaded.
@@ -450,13 +386,3 @@ def _load_speech_encoder(config: AuraConfig, given: str | None, folder: Path, dt
         ) from error
     check_encoder(config.encoder_fingerprint or {}, encoder, checkpoint=str(folder), reference=reference)
     return encoder
-
-
-def _read_config(folder: Path) -> AuraConfig:
-    try:
-        return AuraConfig.from_pretrained(folder)
-    except Exception as error:  # torn JSON, fields of another type or another version's
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise CheckpointError(
-            f"{folder / CONFIG} cannot be read ({reason}); copy or save the checkpoint again"
-        ) from error

@@ -17,13 +17,15 @@ from aura.distill.layer_map import LayerPair, layer_pairs
 from aura.errors import AuraError, RecipeError
 from aura.references import explain_load_error, resolve
 from aura.references.known import KNOWN_SHAPES
+from aura.student.configuration import AuraConfig
 from aura.student.gate import decoder_layers
 from aura.student.llm import load_tokenizer
 from aura.student.lora import attach_lora
-from aura.student.model import AuraConfig, AuraForConditionalGeneration
+from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraFeatureExtractor, AuraProcessor
 from aura.training.cost import memory_estimate, step_cost
-from aura.training.setup import check_bins, read_data
+from aura.training.data import read_data
+from aura.training.setup import check_bins
 
 NOMINAL_SECONDS = 10.0  # clips assumed where the recipe's data is not at hand
 NOMINAL_ANSWER = 30  # tokens of their answers

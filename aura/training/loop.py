@@ -28,12 +28,13 @@ from aura.student.checkpoint import CARD, RECIPE
 from aura.student.files import whole_folder
 from aura.training.average import WeightAverage
 from aura.training.card import model_card
+from aura.training.data import Data, read_data
 from aura.training.display import Curves, Display
 from aura.training.objective import Weights
 from aura.training.plots import plot_run
 from aura.training.run_folder import changed_fields, clear, make_folder, open_run, tidy
 from aura.training.schedule import answer_weight, distill_weight, make_optimizer, rate_factor, set_rate
-from aura.training.setup import Data, Station, build_station, read_data
+from aura.training.setup import Station, build_station
 from aura.training.start import find_start
 from aura.training.state import Progress, RunLog, load_state, recipe_text, save_state, write_student
 from aura.training.stop import Agreement, StopWatch

@@ -19,10 +19,11 @@ from aura.config import Recipe
 from aura.errors import CheckpointError
 from aura.stages import flat_fields
 from aura.student.checkpoint import RECIPE
+from aura.student.configuration import AuraConfig
 from aura.student.files import CONFIG, EMBEDDING, checkpoint_folder, load_embedding
 from aura.student.llm import check_fingerprint
 from aura.student.lora import fill_lora
-from aura.student.model import AuraConfig, AuraForConditionalGeneration
+from aura.student.model import AuraForConditionalGeneration
 from aura.training.objective import Objective
 from aura.training.run_folder import step_folders, step_of
 from aura.training.state import TENSORS, check_speech_encoder, read_progress

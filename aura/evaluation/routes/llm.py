@@ -17,9 +17,10 @@ from aura.inference.engine import DTYPES, pick_device
 from aura.inference.generate import end_tokens
 from aura.references import resolve
 from aura.student.checkpoint import new_processor
+from aura.student.configuration import AuraConfig
 from aura.student.gate import attach_gate
 from aura.student.llm import fingerprint, load_llm, load_tokenizer
-from aura.student.model import AuraConfig, AuraForConditionalGeneration
+from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import PLAIN_TEMPLATE, AuraProcessor
 
 WEIGHT_FORMATS = ("*.safetensors", "model.bin", "*.gguf", "pytorch_model*.bin", "*.pt")
