@@ -61,7 +61,7 @@ def find_bound(checkpoint: str, manifest: str, keep: float) -> float:
         raise DataError(f"{checkpoint} hears no words in {manifest}; expected recordings of speech it was made for")
     middle = float(np.median(found))
     print(f"{len(found)} clips with words, {silent} without; half are surer than {middle:.3f}", file=sys.stderr)
-    return math.floor(100 * float(np.quantile(found, 1 - keep))) / 100
+    return math.floor(100 * float(np.quantile(found, 1 - keep, method="lower"))) / 100
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def join(waves: list[np.ndarray], gaps: list[float]) -> np.ndarray:
     starts, end = [], 0
     for wave, gap in zip(waves, [0.0, *gaps], strict=True):
         starts.append(max(0, end + round(gap * SAMPLE_RATE)))
-        end = starts[-1] + len(wave)
+        end = max(end, starts[-1] + len(wave))
     whole = np.zeros(end, dtype=np.float32)
     for wave, start in zip(waves, starts, strict=True):
         whole[start : start + len(wave)] += wave * (level / max(rms(wave), 1e-6))

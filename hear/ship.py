@@ -3,20 +3,22 @@
     python hear/ship.py runs/hear/run/checkpoint checkpoints/hear-270m [--table runs/hear/measured/table.md]
         [--min-avg-logprob BOUND]   # of hear/bound.py: transcripts less sure than this count as nothing said
 
-Run it once before measuring, so that the figures are those of the shipped weights, and once more with their table.
+Run it once before measuring, so that the figures are those of the shipped weights, and once more with their table: the bound
+that the target has stays, unless another is given.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from aura.errors import AuraError
+from aura.errors import AuraError, RecipeError
 from aura.inference.transcribe import check_bound
 from aura.student.checkpoint import CARD
 from aura.student.files import CONFIG, checkpoint_folder, whole_folder
@@ -53,8 +55,11 @@ def ship(checkpoint: Path, target: Path, table: Path | None, min_avg_logprob: fl
     Raises:
         AuraError: no checkpoint there, or an impossible bound.
     """
-    check_bound(min_avg_logprob)
+    if min_avg_logprob is not None and not math.isfinite(check_bound(min_avg_logprob)):
+        raise RecipeError(f"--min-avg-logprob is {min_avg_logprob:g}; expected a number, or nothing for no bound")
     source = checkpoint_folder(checkpoint)
+    if min_avg_logprob is None and (target / CONFIG).is_file():
+        min_avg_logprob = json.loads((target / CONFIG).read_text(encoding="utf-8")).get("min_avg_logprob")
     with whole_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         for name in HALVED:

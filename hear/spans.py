@@ -167,6 +167,8 @@ def places(words: list[Word], utterance: Utterance) -> dict[str, tuple[int, int]
     """Slot -> its value's first word and the one behind its last, in their order; empty unless all are there, and apart."""
     label = utterance.label
     slots = label.get("slots") if isinstance(label, dict) else None
+    if not all(isinstance(value, str) and plain_words(value) for value in (slots or {}).values()):
+        return {}  # what is no word cannot be heard
     texts = [word.text for word in words]
     found: dict[str, tuple[int, int]] = {}
     taken: set[int] = set()

@@ -5,7 +5,7 @@
 A few hundred recordings hold few of the orders that their words could make, and a model learns which orders there are sooner
 than what it hears. Here the same recordings say orders that nobody gave, often in several voices, so that only listening helps.
 `--words` are the times of the words that `hear/spans.py` wrote; an order is used where these hold every slot value of its label.
-Writes FOLDER/manifest.jsonl. The same seed gives the same orders.
+Every piece is made as loud as the first. Writes FOLDER/manifest.jsonl. The same seed gives the same orders.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Piece(NamedTuple):
 
 
 class Order(NamedTuple):
-    pieces: list[Piece]  # all of the recording, one behind the other
+    pieces: list[Piece]  # of one recording, one behind the other
 
     def slots(self) -> set[str]:
         return {piece.slot for piece in self.pieces if piece.slot}
@@ -116,10 +116,14 @@ def write_splices(options: argparse.Namespace) -> None:
 
 def read_words(path: Path) -> dict[str, list[Word]]:
     heard = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text; expected the words.jsonl of hear/spans.py") from error
+    for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            heard[row["id"]] = [Word(*word) for word in row["words"]]
+            heard[row["id"]] = [Word(str(text), float(start), float(end)) for text, start, end in row["words"]]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f'{path}:{number} is no row of hear/spans.py; expected {{"id": ..., "words": [...]}}'
@@ -136,11 +140,13 @@ def read_orders(manifests: Sequence[str], heard: Mapping[str, list[Word]]) -> tu
             if not words or not plausible(words) or len(utterance.audio) != 1:
                 continue
             found = places(words, utterance)
-            if HEAD not in found:
+            if HEAD not in found or not isinstance(intent := utterance.label.get("intent"), str):
                 continue
             [wave_N] = load_example(utterance).waveforms
-            orders.append(Order(cut(wave_N, words, found, utterance.label["slots"])))
-            intents.append(utterance.label["intent"])
+            pieces = cut(wave_N, words, found, utterance.label["slots"])
+            if min(len(piece.wave_N) for piece in pieces) > 2 * MARGIN * SAMPLE_RATE:  # times may lie past the end
+                orders.append(Order(pieces))
+                intents.append(intent)
     return orders, intents
 
 

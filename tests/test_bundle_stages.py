@@ -99,6 +99,20 @@ def test_a_stage_can_be_set_there_and_the_run_resumed(home: Path, tmp_path: Path
     assert (tmp_path / "b" / "adapter" / "adapter.json").is_file()
 
 
+def test_a_bundle_trained_where_it_lies_names_the_things_of_home(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_bundle(read_stages(home), tmp_path / "b", archive_mb=10)
+    monkeypatch.chdir(tmp_path / "b")
+    assert main(["train", "--bundle", "."]) == 0  # as its own README says
+    assert main(["unbundle", "adapter", "--out", "mine"]) == 0
+    for name in ("recipe-1-hear.yaml", "recipe.yaml"):
+        tree = yaml.safe_load(Path("mine", name).read_text())
+        assert tree["run"]["out"].startswith(str(home.parent / "run")) and tree["data"]["train"][0].startswith(
+            str(home.parent / "data")
+        )
+
+
 def test_data_named_there_is_for_all_stages(home: Path, tmp_path: Path) -> None:
     make_bundle(read_stages(home), tmp_path / "b", archive_mb=10)
     bundle = open_bundle(tmp_path / "b")

@@ -17,7 +17,7 @@ from aura.batch.collate import Example, collate
 from aura.batch.prompt import user_message
 from aura.cli import main
 from aura.data.manifest import read_utterances
-from aura.errors import RecipeError
+from aura.errors import CheckpointError, RecipeError
 from aura.evaluation.evaluate import evaluate
 from aura.inference.confidence import average_log_probs
 from aura.inference.engine import Engine
@@ -74,6 +74,13 @@ def test_the_mean_is_that_of_the_tokens_one_by_one(family: str) -> None:
     assert all(value < 0 for value in found) and len(set(found)) == 4
 
 
+def test_logits_that_are_no_numbers_are_sure_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny.tiny_student("llama")
+    monkeypatch.setattr(model, "logits", lambda hidden: torch.full((*hidden.shape[:-1], 300), math.nan))
+    generation = Generation(text="", token_ids=(21,), finished=True)
+    assert average_log_probs(model, processor, examples(1), [generation]) == [-math.inf]
+
+
 def test_what_the_model_prefers_it_is_surer_of() -> None:
     engine = Engine(*tiny.tiny_student("llama"))
     [example] = examples(1)
@@ -86,10 +93,9 @@ def test_what_the_model_prefers_it_is_surer_of() -> None:
 def test_no_token_and_no_end_is_nothing_to_doubt_and_a_placeholder_is_text() -> None:
     model, processor = tiny.tiny_student("llama")
     nothing = Generation(text="", token_ids=(), finished=False)
-    placeholder = Generation(text="", token_ids=(model.config.audio_token_id,), finished=False)
-    if model.config.audio_token_id < model.get_input_embeddings().weight.shape[0]:
-        [value] = average_log_probs(model, processor, examples(1), [placeholder])
-        assert value < 0
+    placeholder = Generation(text="", token_ids=(model.config.audio_token_id, 30), finished=False)
+    [value] = average_log_probs(model, processor, examples(1), [placeholder])
+    assert -math.inf < value < 0
     assert average_log_probs(model, processor, examples(1), [nothing]) == [0.0]
     assert average_log_probs(model, processor, [], []) == []
 
@@ -140,12 +146,17 @@ def test_the_bound_of_a_checkpoint_holds_unless_another_is_given(tmp_path: Path)
     assert transcribe(engine).text == "word0"
     assert transcribe(engine, min_avg_logprob=-0.5).text == "word0 word2"
     assert transcribe(engine, min_avg_logprob=-math.inf).text == "word0 word1 word2"
+    assert transcribe(engine, prompt="Say it.").text == "word0 word1 word2"  # it was found for another prompt
     tiny.tiny_llm_folder("llama", tmp_path / "llm")
     model, processor = tiny.tiny_student("llama", base=str(tmp_path / "llm"))
     model.config.min_avg_logprob = -0.25
     save_checkpoint(tmp_path / "saved", model, processor)
     loaded, _ = load_checkpoint(tmp_path / "saved")
     assert loaded.config.min_avg_logprob == -0.25
+    config = json.loads((tmp_path / "saved" / "config.json").read_text()) | {"min_avg_logprob": 0.5}
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"min_avg_logprob is 0\.5"):
+        load_checkpoint(tmp_path / "saved")
 
 
 def clips(folder: Path, **fields: Any) -> list[Any]:

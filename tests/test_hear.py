@@ -276,7 +276,10 @@ def test_a_bound_keeps_the_share_that_was_asked_for(
     everything = engine.transcribe(sources, min_avg_logprob=-np.inf, scores=True)
     heard = [t for t in everything if t.segments]  # type: ignore[union-attr]
     kept = [t for t in engine.transcribe(sources) if t.segments]  # type: ignore[union-attr]
-    assert len(heard) >= 10 and 0.75 * len(heard) <= len(kept) < len(heard)
+    assert len(heard) >= 10 and 0.8 * len(heard) <= len(kept) < len(heard)
+    assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "shipped") == 0
+    assert aura.load(tmp_path / "shipped").model.config.min_avg_logprob == value  # as it was
     assert run(bound, monkeypatch, tmp_path / "trained", manifest, "--keep", "0") == 2
+    assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "no", "--min-avg-logprob=-inf") == 2
     assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "no", "--min-avg-logprob", "1") == 2
     assert not (tmp_path / "no").exists()

@@ -99,6 +99,22 @@ def test_the_same_seed_gives_the_same_orders(splices: Any, tmp_path: Path) -> No
     assert one == two != other
 
 
+def test_orders_that_cannot_be_cut_are_left_out(splices: Any, tmp_path: Path) -> None:
+    manifest, words = speak(tmp_path)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows[0]["label"]["slots"]["size"] = ""  # no word at all
+    del rows[1]["label"]["intent"]
+    rows[1] |= {"messages": [{"role": "user", "content": [{"type": "audio"}]}, {"role": "assistant", "content": "!"}]}
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    heard = [json.loads(line) for line in words.read_text().splitlines()]
+    assert splices(manifest, "--words", words, "--out", tmp_path / "one", "--count", "3") == 0
+    texts = {u.transcript for u in read_utterances(tmp_path / "one" / "manifest.jsonl")}
+    assert texts == {ORDERS[2][0]}
+    heard[2]["words"][-1][1:] = [5.0, 5.2]  # behind the end of the recording
+    words.write_text("".join(json.dumps(row) + "\n" for row in heard))
+    assert splices(manifest, "--words", words, "--out", tmp_path / "none") == 2
+
+
 def test_splices_of_nothing_are_refused_in_one_line(
     splices: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

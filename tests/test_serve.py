@@ -6,6 +6,8 @@ import json
 import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,15 @@ import tiny
 from serving import audio_message, b64, checkpoints, load_all, serving, wav
 
 from aura.audio.waveform import load_waveform
+from aura.batch.collate import Example
 from aura.errors import RecipeError
 from aura.inference.engine import load
+from aura.inference.generate import Generation
 from aura.inference.transcribe import Segment, Transcript, to_srt
+from aura.serve.failures import ApiError
 from aura.serve.models import default_name, parse_specs
 from aura.serve.server import Server
-from aura.serve.transcription import TRANSLATE, to_vtt
+from aura.serve.transcription import TRANSLATE, Listener, to_vtt
 
 TOKENS = 24  # of a window's transcript: random models never stop by themselves
 
@@ -219,6 +224,26 @@ def test_verbose_segments_say_how_sure_each_model_is(client: openai.OpenAI, spec
         assert found[name] == pytest.approx([segment.avg_logprob for segment in expected.segments], abs=1e-3)
         assert found[name] and all(value < 0 for value in found[name])
     assert len({tuple(values) for values in found.values()}) == len(specs) > 1
+
+
+def test_scoring_keeps_to_the_deadline_and_names_failures(specs: dict[str, str]) -> None:
+    served = load_all(specs)["one"]
+    question = Example(id="q", messages=[], waveforms=[])
+    answer = Generation(text="a", token_ids=(1,), finished=True)
+    for outcome, status in ((None, 504), (RuntimeError("out of memory"), 503), (RuntimeError("no"), 500)):
+        future: Future[list[float]] = Future()
+        if outcome is not None:
+            future.set_exception(outcome)
+        options = SimpleNamespace(timeout=0.2)
+        scheduler = SimpleNamespace(call=lambda model, function, future=future: future)
+        listener = Listener(SimpleNamespace(options=options, scheduler=scheduler), served)  # type: ignore[arg-type]
+        with pytest.raises(ApiError) as raised:
+            listener.average_log_probs([question], [answer], batch_tokens=1)
+        assert raised.value.status == status
+        listener.leave()
+        with pytest.raises(ApiError) as raised:
+            listener.average_log_probs([question], [answer], batch_tokens=1)
+        assert raised.value.status == 499
 
 
 def test_a_long_recording_goes_by_windows(client: openai.OpenAI, specs: dict[str, str]) -> None:

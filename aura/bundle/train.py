@@ -51,7 +51,7 @@ def train_bundle(
             file=sys.stderr,
         )
     chosen = dict(overrides or {})
-    fields = {**bundle.paths(without=chosen), "run.out": str(Path(folder) / "run"), **chosen}
+    fields = {**bundle.paths(without=chosen), "run.out": str(Path(folder).absolute() / "run"), **chosen}
     with standing_in(bundle.models):
         stages = read_stages(bundle.recipe, fields, minutes=None if minutes is None else float(minutes))
         from aura.training.stages import train_all

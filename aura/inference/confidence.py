@@ -5,6 +5,7 @@ Greedy decoding by way of `ScreenedArgmax` never sees a probability, and most ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,7 @@ def average_log_probs(
     """Mean log-probability (nats, at most 0) of each answer's tokens: Whisper's `avg_logprob`.
 
     That the turn ends there counts as a token, whichever token ends it; where `max_new_tokens` cut the answer, it does not. 0
-    for an answer of no token that did not end.
+    for an answer of no token that did not end, `-inf` where the logits are not finite.
 
     Args:
         examples: what was asked.
@@ -67,11 +68,10 @@ def _of_batch(
     for row, generation in enumerate(generations):
         answer_BL[row, : len(generation.token_ids)] = torch.tensor(generation.token_ids)
         known_BL[row, : len(generation.token_ids)] = 1
-    # What the LLM writes is text, even the token that is reserved for audio: nothing is put in its place.
-    text_BL = answer_BL.masked_fill(answer_BL == model.config.audio_token_id, 0)
-    embeds_BSD, is_audio_BS = model.embed(
-        torch.cat([ids_BS, text_BL], dim=1), prompts.get("input_features"), prompts.get("input_features_mask")
-    )
+    embeds_BSD, is_audio_BS = model.embed(ids_BS, prompts.get("input_features"), prompts.get("input_features_mask"))
+    # What the LLM writes is text, even the token that is reserved for audio.
+    embeds_BSD = torch.cat([embeds_BSD, model.get_input_embeddings()(answer_BL)], dim=1)
+    is_audio_BS = torch.cat([is_audio_BS, torch.zeros_like(answer_BL, dtype=torch.bool)], dim=1)
     passed = model.decoder_inputs(embeds_BSD, is_audio_BS, torch.cat([mask_BS, known_BL], dim=1))
     hidden_BSD = model.get_decoder()(**passed, use_cache=False).last_hidden_state
     prompt = ids_BS.shape[1]  # padded on the left: all prompts end here
@@ -100,4 +100,7 @@ def _average(
     if generation.finished:
         logs = logs + logs_LV[count, ends].double().logsumexp(dim=0)
     counted = count + generation.finished
-    return min(0.0, float(logs) / counted) if counted else 0.0
+    if not counted:
+        return 0.0
+    average = float(logs) / counted
+    return min(0.0, average) if math.isfinite(average) else -math.inf

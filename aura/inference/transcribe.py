@@ -50,7 +50,9 @@ class Segment:
     avg_logprob: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        scored = {} if self.avg_logprob is None else {"avg_logprob": round(self.avg_logprob, 4)}
+        scored: dict[str, Any] = {}
+        if self.avg_logprob is not None:  # JSON knows no infinity
+            scored["avg_logprob"] = round(self.avg_logprob, 4) if math.isfinite(self.avg_logprob) else None
         return {"start": self.start, "end": self.end, "text": self.text, **scored}
 
 
@@ -110,7 +112,7 @@ def transcribe_each(
         max_new_tokens: per window.
         batch_tokens: see `generate_texts`.
         min_avg_logprob: what a window's text must reach in the mean log-probability of its tokens, or nothing counts as
-            said there; None for the checkpoint's own bound, if it has one, `-inf` for none.
+            said there; None for the checkpoint's own bound, if it has one and the prompt is its own, `-inf` for none.
         scores: segments carry that mean, also without a bound.
         progress: called with the seconds of audio that were done.
 
@@ -122,7 +124,8 @@ def transcribe_each(
     window = min(WINDOW, config.max_seconds) if window is None else window
     overlap = min(OVERLAP, window / 2) if overlap is None else overlap
     check_window(window, overlap, max_seconds=config.max_seconds)
-    least = check_bound(config.min_avg_logprob if min_avg_logprob is None else min_avg_logprob)
+    own = config.min_avg_logprob if prompt is None else None
+    least = check_bound(own if min_avg_logprob is None else min_avg_logprob)
     message = user_message(config.prompt if prompt is None else prompt)
     positions = engine.processor.feature_extractor.grid.count_seconds(window) + max_new_tokens
     ahead = BATCHES_AHEAD * max(1, batch_tokens // positions)

@@ -79,3 +79,10 @@ def timed_out(seconds: float) -> ApiError:
         f"no whole answer within {seconds:g} s; ask for fewer tokens, send less audio, or try again when the server is less busy",
         code="timeout",
     )
+
+
+def model_failed(failure: Exception) -> ApiError:
+    """What clients hear when a pass of the model fails; why is in the log, which the caller writes."""
+    if "out of memory" in str(failure).lower():
+        return ApiError(503, "out of memory; send less audio or try again later", headers={"Retry-After": "5"})
+    return ApiError(500, "the model failed on this batch; the server's log says why", code="internal_error")

@@ -13,7 +13,7 @@ from peft.tuners.lora.layer import LoraLayer
 
 from aura.errors import CheckpointError, RecipeError
 from aura.inference.engine import Engine, pick_device
-from aura.student.configuration import AuraConfig
+from aura.student.configuration import AuraConfig, read_config
 from aura.student.files import checkpoint_folder, load_embedding
 from aura.student.lora import load_lora
 from aura.student.model import AuraForConditionalGeneration
@@ -92,7 +92,7 @@ def load_models(
     """
     models: dict[str, Served] = {}
     for name, checkpoint in specs.items():
-        config = AuraConfig.from_pretrained(checkpoint_folder(checkpoint))
+        config = read_config(checkpoint_folder(checkpoint))
         host = next((m for m in models.values() if _same_llm(m.engine.model.config, config)), None)
         adapter = "default" if host is None else f"adapter{len(models)}"  # PEFT allows no dots, users do
         engine = load_engine(checkpoint) if host is None else _beside(host.engine, checkpoint, config, adapter, device)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from aura.serve.decode import decode_batch
-from aura.serve.failures import ApiError, timed_out
+from aura.serve.failures import ApiError, model_failed, timed_out
 from aura.serve.jobs import Failure, Job
 from aura.serve.models import Served
 
@@ -180,9 +180,7 @@ class MicroBatcher:
             decode_batch(self.models[batch[0].model].engine, batch, between=lambda: self._between(batch[0].model))
         except Exception as failure:  # whatever it was, the next batch must run
             logger.exception("a batch of %d failed", len(batch))
-            if "out of memory" in str(failure).lower():
-                return ApiError(503, "out of memory; send less audio or try again later", headers={"Retry-After": "5"})
-            return ApiError(500, "the model failed on this batch; the server's log says why", code="internal_error")
+            return model_failed(failure)
         return None
 
     def _between(self, model: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError  # Python's own only from 3.11 on
 from functools import partial
 from typing import Any
 
@@ -20,13 +22,14 @@ from aura.batch.collate import Example
 from aura.errors import AuraError
 from aura.inference.generate import Generation
 from aura.inference.transcribe import Transcript, to_srt, transcribe_each
-from aura.serve.failures import ApiError, left, of_aura_error, of_validation, timed_out
+from aura.serve.failures import ApiError, left, model_failed, of_aura_error, of_validation, timed_out
 from aura.serve.jobs import Completion, Event, Failure, Job, Piece
 from aura.serve.listen import checked_source
 from aura.serve.models import Served
 from aura.serve.schemas import TranscriptionForm
 from aura.serve.service import Service, unless_client_leaves
 
+logger = logging.getLogger(__name__)
 router = APIRouter()
 
 TRANSLATE = "Translate the speech into English."  # our choice; an adapter must have learnt such an instruction
@@ -174,19 +177,36 @@ class Listener:
         """One window at a time on the model's thread, so that nobody's next token waits for all of them.
 
         Raises:
-            ApiError: the client left, or the server stops.
+            ApiError: the client left, the time is up, the model failed, or the server stops.
         """
         engine, found = self.served.engine, []
         for example, generation in zip(examples, generations, strict=True):
-            if self._left.is_set():
-                raise left()
             run = partial(engine.average_log_probs, [example], [generation], batch_tokens=batch_tokens)
-            found += self.service.scheduler.call(self.served.name, run).result()
+            seconds = self._seconds_left()
+            future = self.service.scheduler.call(self.served.name, run)
+            try:
+                found += future.result(timeout=seconds)
+            except FutureTimeoutError as error:
+                future.cancel()
+                raise timed_out(self.service.options.timeout) from error
+            except (ApiError, AuraError):
+                raise
+            except Exception as failure:
+                logger.exception("a transcript could not be scored")
+                raise model_failed(failure) from failure
         return found
 
-    def _submit(self, example: Example, max_new_tokens: int) -> Future[Completion]:
+    def _seconds_left(self) -> float:
+        """Raises `ApiError` where the client left or none are."""
         if self._left.is_set():
             raise left()
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
+            raise timed_out(self.service.options.timeout)
+        return seconds
+
+    def _submit(self, example: Example, max_new_tokens: int) -> Future[Completion]:
+        seconds = self._seconds_left()
         future: Future[Completion] = Future()
 
         def emit(event: Event) -> None:
@@ -199,9 +219,6 @@ class Listener:
                 self.service.metrics.answered(self.served.name, event)
                 future.set_result(event)
 
-        seconds = self._deadline - time.monotonic()
-        if seconds <= 0:
-            raise timed_out(self.service.options.timeout)
         job = self.service.job(self.served, example, max_new_tokens=max_new_tokens, emit=emit, timeout=seconds)
         self._jobs.add(job)
         self.service.scheduler.submit(job)

@@ -83,7 +83,11 @@ def read_config(folder: Path) -> AuraConfig:
         CheckpointError: it cannot be read.
     """
     try:
-        return AuraConfig.from_pretrained(folder)
+        config = AuraConfig.from_pretrained(folder)
+        bound = config.min_avg_logprob
+        if bound is not None and not bound <= 0:
+            raise ValueError(f"min_avg_logprob is {bound}; expected null or a log-probability, which is at most 0")
+        return config
     except Exception as error:  # torn JSON, fields of another type or another version's
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise CheckpointError(
