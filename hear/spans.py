@@ -113,6 +113,8 @@ def hear(utterances: Sequence[Utterance], options: argparse.Namespace) -> dict[s
             except ValueError:  # the line that was being written when the run was killed
                 continue
             heard[row["id"]] = [Word(*word) for word in row["words"]]
+    hints = hint_words(options.hints) if options.hints else None
+    keep_settings(options.out / "words.settings.json", {"asr": options.asr, "hints": hints}, is_begun=bool(heard))
     missing = [utterance for utterance in utterances if utterance.id not in heard]
     if not missing:
         return heard
@@ -120,7 +122,6 @@ def hear(utterances: Sequence[Utterance], options: argparse.Namespace) -> dict[s
     model = library.WhisperModel(
         resolve_ctranslate2(options.asr), device="cpu", compute_type="int8", cpu_threads=options.threads
     )
-    hints = hint_words(options.hints) if options.hints else None
     rows = [{"id": name, "words": words} for name, words in heard.items()]
     replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))  # without a broken last line
     with path.open("a", encoding="utf-8") as file, audio_progress("words", len(missing)) as advance:
@@ -131,6 +132,21 @@ def hear(utterances: Sequence[Utterance], options: argparse.Namespace) -> dict[s
             file.flush()
             advance(1, len(wave_N) / SAMPLE_RATE)
     return heard
+
+
+def keep_settings(path: Path, settings: dict[str, Any], *, is_begun: bool) -> None:
+    """Write down what the words are heard with.
+
+    Raises:
+        DataError: words of this folder were heard with something else.
+    """
+    if is_begun and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if differing := [f"--{name}" for name in settings if settings[name] != before.get(name)]:
+            raise DataError(
+                f"the words in {path.parent} were heard with another {' and '.join(differing)}; expected the same, or another --out"
+            )
+    replace_text(path, json.dumps(settings, indent=1) + "\n")
 
 
 def hint_words(path: Path) -> str:

@@ -243,6 +243,8 @@ def test_spans_go_on_from_what_a_killed_run_heard(spans: Any, tmp_path: Path) ->
     heard.asked.clear()
     assert spans(heard, manifest, "--out", tmp_path / "part") == 0
     assert heard.asked == [64_001]
+    (tmp_path / "hints.txt").write_text("latte")
+    assert spans(heard, manifest, "--out", tmp_path / "part", "--hints", tmp_path / "hints.txt") == 2
     for name in ("words", "spans"):
         assert (tmp_path / "part" / f"{name}.jsonl").read_text() == (tmp_path / "whole" / f"{name}.jsonl").read_text()
 
