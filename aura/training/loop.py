@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shutil
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,31 +11,27 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
 
 from aura.batch.collate import Batch
 from aura.batch.loader import BatchLoader
 from aura.batch.plan import LengthEstimate, PlannedItem, plan_batches
 from aura.config import Recipe, write_recipe
 from aura.data.augment import Augment
-from aura.errors import MissingExtraError, RecipeError, TrainingError
+from aura.errors import MissingExtraError, TrainingError
 from aura.student.checkpoint import CARD, RECIPE
 from aura.student.files import whole_folder
-from aura.training.average import WeightAverage
 from aura.training.card import model_card
 from aura.training.data import Data, read_data
 from aura.training.display import Curves, Display
-from aura.training.objective import Weights
 from aura.training.plots import plot_run
+from aura.training.processes import float32_matmul, open_accelerator
 from aura.training.run_folder import changed_fields, clear, make_folder, open_run, tidy
-from aura.training.schedule import answer_weight, distill_weight, make_optimizer, rate_factor, set_rate
 from aura.training.setup import Station, build_station
 from aura.training.start import find_start
 from aura.training.state import Progress, RunLog, load_state, recipe_text, save_state, write_student
+from aura.training.step import Stepper
 from aura.training.stop import Agreement, StopWatch
 from aura.training.validate import Validation, pick, validate
 from aura.training.window import Window
@@ -71,7 +66,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, more
     Raises:
         AuraError: everything a user can mend, see `aura.errors`.
     """
-    accelerator = _accelerator(recipe)
+    accelerator = open_accelerator(recipe)
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     run = Path(recipe.run.out)
@@ -85,47 +80,11 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False, more
     data = read_data(recipe)
     station = build_station(recipe, data.train, calibrate=newest is None, start=start, device=accelerator.device)
     with (
-        _float32_matmul(recipe.run.float32_matmul),
+        float32_matmul(recipe.run.float32_matmul),
         StopWatch(max_minutes=recipe.run.max_minutes, save_minutes=recipe.run.save_minutes) as watch,
     ):
         running = _Run(recipe, run, data, station, accelerator, watch, more_follow=more_follow)
         return running.go(newest, changes)
-
-
-@contextlib.contextmanager
-def _float32_matmul(precision: str) -> Iterator[None]:
-    """torch's setting, which is the process's, for the time of a run."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    mixed = recipe.run.mixed_precision
-    if mixed == "auto":
-        mixed = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    if AcceleratorState._shared_state.get("_mixed_precision", mixed) != mixed:
-        AcceleratorState._reset_state()  # an earlier run of this process had another one; accelerate keeps it for good
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),  # left to itself, accelerate would not join CPU processes at all
-        mixed_precision=mixed,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-    )
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != started:
-        raise TrainingError(
-            f"{started} processes were started, but {accelerator.num_processes} of them would train together on "
-            f"{accelerator.device}; start one, or choose CPUs with ACCELERATE_USE_CPU=1"
-        )
-    if recipe.batch.micro_batches % accelerator.num_processes:
-        raise RecipeError(
-            f"batch.micro_batches is {recipe.batch.micro_batches} on {accelerator.num_processes} processes; expected a "
-            f"multiple, e.g. --batch.micro_batches {accelerator.num_processes}"
-        )
-    return accelerator
 
 
 class _Run:
@@ -145,12 +104,8 @@ class _Run:
         self.recipe, self.run, self.data, self.station = recipe, run, data, station
         self.accelerator, self.watch, self.more_follow = accelerator, watch, more_follow
         self.objective = station.objective
-        self.parameters = list(self.objective.trainable().values())
-        self.optimizer = make_optimizer(
-            self.objective.trainable(), recipe.optim, is_bridge=recipe.run.route == "bridge"
-        )
-        self.average = WeightAverage(self.objective.trainable(), recipe.optim.average)
-        self.wrapped: Any = accelerator.prepare_model(self.objective)
+        self.stepper = Stepper(recipe, station, accelerator)
+        self.optimizer, self.average = self.stepper.optimizer, self.stepper.average
         self.valid = pick(data.valid, recipe.run.eval_items)
         self.progress = Progress()
         self.loader = BatchLoader(
@@ -227,9 +182,8 @@ class _Run:
         due = step % self.recipe.run.log_every == 0 or self._is_last()
         self.display.step(step, self.window.figures(), line=due)
         if due and not self.window.is_empty:
-            rate = self.optimizer.param_groups[0]["lr"]
             self._record(
-                {"kind": "train", "step": step, **self.window.row(), "learning_rate": rate}
+                {"kind": "train", "step": step, **self.window.row(), "learning_rate": self.stepper.learning_rate}
                 | {"bad_steps": progress.bad_steps, "minutes": round(progress.minutes, 3)}
             )
             self.window = Window(self.objective.pairs)
@@ -253,49 +207,12 @@ class _Run:
                 yield group
 
     def _step(self, group: Sequence[Batch]) -> None:
-        """One optimiser step over the group's micro-batches, or a counted skip when it is not finite."""
-        recipe, progress, accelerator = self.recipe, self.progress, self.accelerator
-        counts = self._counts(group)
-        weights = Weights(
-            distill=distill_weight(progress.step, recipe.run.steps, recipe.distill),
-            kl=recipe.distill.response_kl,
-            answer=answer_weight(progress.step, recipe.run.steps, recipe.distill),
-            answer_tokens=max(1, int(counts[0])),
-            patches=max(1, int(counts[1])),
-            ctc=recipe.distill.ctc,
-            micro_batches=recipe.batch.micro_batches,
-        )
-        self._set_rates()
-        sums = torch.zeros(2 + len(self.objective.pairs), device=accelerator.device)
-        for number, batch in enumerate(group):
-            batch = batch.to(accelerator.device)
-            targets = self._targets(batch)
-            self._seed(number)
-            synchronise = number == len(group) - 1
-            with self._maybe_no_sync(synchronise), accelerator.autocast():
-                losses = self.wrapped(batch, targets, weights)
-            with self._maybe_no_sync(synchronise):
-                # A distributed wrapper averages over processes; the counts already are those of all of them.
-                accelerator.backward(losses.total * accelerator.num_processes)
-            sums[0] += losses.cross_entropy
-            sums[1] += losses.kl
-            if len(losses.distances):
-                sums[2:] += losses.distances
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, recipe.optim.clip or float("inf")))
-        good = math.isfinite(norm) and bool(counts[0])
-        if good:
-            self.optimizer.step()
-            self.average.update(progress.step)
-            progress.bad_in_a_row = 0
-        self.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        progress.micro_batches += recipe.batch.micro_batches
-        progress.audio_seconds += float(counts[2])
-        if not good:
-            self._bad_step(readable=bool(counts[0]))
-            return
-        sums = accelerator.reduce(sums, reduction="sum") if accelerator.num_processes > 1 else sums
-        self.window.add(sums.tolist(), counts.tolist(), norm)
+        """One optimiser step, or a counted skip when it is not finite."""
+        taken = self.stepper(group, self.progress)
+        if taken.good:
+            self.window.add(taken.sums, taken.counts, taken.norm)
+        else:
+            self._bad_step(readable=taken.readable)
 
     def _bad_step(self, *, readable: bool) -> None:
         progress = self.progress
@@ -316,52 +233,12 @@ class _Run:
             f"{self.run / 'checkpoints'}. {advice}, then go on with --resume"
         )
 
-    def _seed(self, number: int) -> None:
-        """Dropout of a micro-batch depends on the seed and its place in the plan, not on processes or on a resume."""
-        if self.recipe.lora.dropout:
-            place = (
-                self.progress.micro_batches + number * self.accelerator.num_processes + self.accelerator.process_index
-            )
-            torch.manual_seed(int(np.random.default_rng([self.recipe.run.seed, place]).integers(2**63)))
-
-    def _maybe_no_sync(self, synchronise: bool) -> Any:
-        return contextlib.nullcontext() if synchronise else self.accelerator.no_sync(self.wrapped)
-
-    def _counts(self, group: Sequence[Batch]) -> torch.Tensor:
-        """(answer tokens, patches, audio seconds, positions) of the step, over all processes."""
-        audio: Any = self.station.processor.audio_token_id
-        mine = torch.tensor(
-            [
-                [b.answer_tokens, torch.eq(b.input_ids, audio).sum().item(), b.audio_seconds, b.input_ids.numel()]
-                for b in group
-            ],
-            dtype=torch.float64,
-        ).sum(0)
-        if self.accelerator.num_processes == 1:
-            return mine
-        total: torch.Tensor = self.accelerator.reduce(mine.float().to(self.accelerator.device), reduction="sum").cpu()
-        return total
-
-    def _set_rates(self) -> None:
-        """Learning rate by steps, or by the clock where that ends the run first."""
-        step, steps = self.progress.step, self.recipe.run.steps
-        limit = self.recipe.run.max_minutes
-        if limit:
-            step = max(step, min(steps - 1, int(self.progress.minutes / limit * steps)))
-        warm = self.progress.step < self.recipe.optim.warmup_steps
-        set_rate(self.optimizer, rate_factor(self.progress.step if warm else step, steps, self.recipe.optim))
-
-    def _targets(self, batch: Batch) -> torch.Tensor | None:
-        if self.station.targets is None or self.objective.heads is None:
-            return None
-        return self.station.targets(batch.waveforms, self.objective.heads)
-
     def _evaluate(self) -> None:
         """Validation on the main process; the others wait."""
         self.progress.evaluated = self.progress.step
         if self.accelerator.is_main_process and self.valid:
             # By oneDNN, an output layer over a large vocabulary takes gigabytes in the passes of decoding.
-            with self.average.applied(), _float32_matmul("highest"):
+            with self.average.applied(), float32_matmul("highest"):
                 result = validate(self.objective, self.station.processor, self.station.targets, self.valid, self.recipe)
                 self._keep_best(result)
             self.scores = self.progress.step, result.scores
@@ -426,10 +303,7 @@ class _Run:
                 self._deliver(checkpoint)
                 self._plot()
             self.accelerator.wait_for_everyone()
-        # The wrapper first: were it the last to let go of the process group, its destructor would hold the interpreter's
-        # lock and wait for a thread that needs it.
-        self.wrapped = None
-        self.accelerator.free_memory()
+        self.stepper.close()
         if number is not None or not self.more_follow:
             self.accelerator.end_training()
         return RunResult(run=run, checkpoint=checkpoint, progress=progress, finished=number is None, signal=number)
@@ -448,7 +322,7 @@ class _Run:
 
     def _announce(self, newest: Path | None, changes: Sequence[str]) -> None:
         say = self.display.say
-        trainable = sum(p.numel() for p in self.parameters)
+        trainable = sum(p.numel() for p in self.stepper.parameters)
         total = sum(p.numel() for p in self.objective.student.parameters())
         for reason, count in self.data.dropped.items():
             say(f"left out {count} row(s): {reason}")
