@@ -132,7 +132,10 @@ def read_words(path: Path) -> dict[str, list[Word]]:
 
 
 def read_orders(manifests: Sequence[str], heard: Mapping[str, list[Word]]) -> tuple[list[Order], list[str]]:
-    """The orders whose words are known and hold their slots, in pieces, and their intents."""
+    """The orders whose words are known and hold their slots, in pieces, and their intents.
+
+    Left out are those with a value too short to be one: the times of words may lie past the end.
+    """
     orders, intents = [], []
     for manifest in manifests:
         for utterance in read_utterances(manifest):
@@ -144,7 +147,7 @@ def read_orders(manifests: Sequence[str], heard: Mapping[str, list[Word]]) -> tu
                 continue
             [wave_N] = load_example(utterance).waveforms
             pieces = cut(wave_N, words, found, utterance.label["slots"])
-            if min(len(piece.wave_N) for piece in pieces) > 2 * MARGIN * SAMPLE_RATE:  # times may lie past the end
+            if all(len(piece.wave_N) > (2 * MARGIN * SAMPLE_RATE if piece.slot else 0) for piece in pieces):
                 orders.append(Order(pieces))
                 intents.append(intent)
     return orders, intents
