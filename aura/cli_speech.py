@@ -121,6 +121,12 @@ def transcribe(
                 failed = True
                 print(f"aura: error: {result}", file=sys.stderr)
                 continue
+            if result.unsure:
+                print(
+                    f"aura: {files[index]}: the words of {result.unsure} window(s) were left out, as the model is unsure of "
+                    "them; --min-avg-logprob -inf shows them",
+                    file=sys.stderr,
+                )
             text = render(files[index], result, form)
             if out is None:
                 print(f"{files[index]}: {text}" if form == "txt" and len(files) > 1 else text, flush=True)

@@ -252,6 +252,8 @@ def test_transcribe_in_its_three_forms(capsys: pytest.CaptureFixture[str], check
     assert found["text"] == text.strip() and found["file"].endswith("good.wav") and found["seconds"] == 1.0
     assert found["segments"] == [{"start": 0.0, "end": 1.0, "text": found["text"]}]
     assert run(capsys, *transcribe, "--srt")[1] == f"1\n00:00:00,000 --> 00:00:01,000\n{found['text']}\n\n"
+    status, text, err = run(capsys, *transcribe, "--min-avg-logprob", "-0.0001")
+    assert status == 0 and not text.strip() and "the words of 1 window(s) were left out" in err
     assert_one_error(*run(capsys, "transcribe", checkpoint), "no audio files")
     assert_one_error(*run(capsys, *transcribe, "--srt", "--json"), "one of them")
     assert_one_error(*run(capsys, *transcribe, clips / "good2.flac", "--srt"), "--out")

@@ -132,6 +132,7 @@ def test_windows_that_are_not_sure_enough_say_nothing() -> None:
     engine = Unsure([-0.1, -0.9, -0.2])
     assert transcribe(engine).text == "word0 word1 word2" and engine.scored == 0
     found = transcribe(engine, min_avg_logprob=-0.5)
+    assert found.unsure == found.as_dict()["unsure"] == 1
     assert found.text == "word0 word2" and [s.avg_logprob for s in found.segments] == [-0.1, -0.2]
     assert transcribe(engine, min_avg_logprob=-math.inf).text == "word0 word1 word2"
     assert transcribe(engine, scores=True).as_dict()["segments"][1]["avg_logprob"] == -0.9

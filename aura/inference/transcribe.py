@@ -65,17 +65,26 @@ class Transcript:
         segments: the stretches it was heard in, in order, those without words left out.
         seconds: length of the recording.
         truncated: an answer hit `max_new_tokens`, so words may be missing (or a model looped).
+        unsure: windows whose words were left out, see `min_avg_logprob`.
     """
 
     text: str
     segments: tuple[Segment, ...]
     seconds: float
     truncated: bool = False
+    unsure: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         segments = [segment.as_dict() for segment in self.segments]
-        return {"text": self.text, "seconds": self.seconds, "truncated": self.truncated, "segments": segments}
+        left_out = {"unsure": self.unsure} if self.unsure else {}
+        return {
+            "text": self.text,
+            "seconds": self.seconds,
+            "truncated": self.truncated,
+            **left_out,
+            "segments": segments,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +97,7 @@ class _Heard:
     text: str
     finished: bool
     avg_logprob: float | None = None
+    is_unsure: bool = False
 
 
 def transcribe_each(
@@ -192,6 +202,7 @@ def _heard(window: Window, answer: Generation | None, avg_logprob: float | None,
         text="" if is_unsure else _said(answer),
         finished=is_unsure or answer is None or answer.finished,
         avg_logprob=avg_logprob,
+        is_unsure=is_unsure,
     )
 
 
@@ -226,6 +237,7 @@ def _join(heard: Sequence[_Heard]) -> Transcript:
         segments=tuple(segments),
         seconds=round(heard[-1].end, 3),
         truncated=not all(h.finished for h in heard),
+        unsure=sum(h.is_unsure for h in heard),
     )
 
 
