@@ -11,6 +11,7 @@ Every piece is made as loud as the first. Writes FOLDER/manifest.jsonl. The same
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -48,6 +49,7 @@ class Piece(NamedTuple):
 
 class Order(NamedTuple):
     pieces: list[Piece]  # of one recording, one behind the other
+    intent: str
 
     def slots(self) -> set[str]:
         return {piece.slot for piece in self.pieces if piece.slot}
@@ -76,7 +78,7 @@ def write_splices(options: argparse.Namespace) -> None:
         AuraError: manifests, words or recordings that cannot be read, or no order whose words agree with its label.
     """
     heard = read_words(options.words)
-    orders, intents = read_orders(options.manifests, heard)
+    orders = read_orders(options.manifests, heard)
     if not orders:
         raise DataError(
             f"no order of {', '.join(options.manifests)} has words in {options.words} that hold its slots; "
@@ -85,18 +87,19 @@ def write_splices(options: argparse.Namespace) -> None:
     donors: dict[str, list[Piece]] = defaultdict(list)
     linked: dict[str, list[tuple[Piece, Piece]]] = defaultdict(list)  # with the "with" or "and" in front
     for order in orders:
-        for before, piece in zip([None, *order.pieces], order.pieces, strict=False):
+        for piece in order.pieces:
             if piece.slot:
                 donors[piece.slot].append(piece)
-                if before is not None and before.text in LINKS:
-                    linked[piece.slot].append((before, piece))
+        for before, piece in itertools.pairwise(order.pieces):
+            if piece.slot and before.text in LINKS:
+                linked[piece.slot].append((before, piece))
     draw = random.Random(options.seed)
     rows: list[dict[str, Any]] = []
     with whole_folder(options.out) as folder, audio_progress("splices", options.count) as advance:
         (folder / "audio").mkdir()
         for number in range(options.count):
-            place = number % len(orders)
-            pieces = respoken(orders[place], donors, linked, draw)
+            order = orders[number % len(orders)]
+            pieces = respoken(order, donors, linked, draw)
             wave_N = join([piece.wave_N for piece in pieces], [-MARGIN] * (len(pieces) - 1))
             name = f"audio/{number:05d}.opus"
             soundfile.write(folder / name, wave_N, SAMPLE_RATE, format="OGG", subtype="OPUS")
@@ -106,7 +109,7 @@ def write_splices(options: argparse.Namespace) -> None:
                 "seconds": round(len(wave_N) / SAMPLE_RATE, 3),
                 "transcript": " ".join(piece.text for piece in pieces),
                 "lang": "en",
-                "label": {"intent": intents[place], "slots": slots},
+                "label": {"intent": order.intent, "slots": slots},
             }
             rows.append(ordered(row))
             advance(1, row["seconds"])
@@ -131,12 +134,12 @@ def read_words(path: Path) -> dict[str, list[Word]]:
     return heard
 
 
-def read_orders(manifests: Sequence[str], heard: Mapping[str, list[Word]]) -> tuple[list[Order], list[str]]:
-    """The orders whose words are known and hold their slots, in pieces, and their intents.
+def read_orders(manifests: Sequence[str], heard: Mapping[str, list[Word]]) -> list[Order]:
+    """The orders whose words are known and hold their slots, in pieces.
 
     Left out are those with a value too short to be one: the times of words may lie past the end.
     """
-    orders, intents = [], []
+    orders = []
     for manifest in manifests:
         for utterance in read_utterances(manifest):
             words = heard.get(utterance.id)
@@ -148,9 +151,8 @@ def read_orders(manifests: Sequence[str], heard: Mapping[str, list[Word]]) -> tu
             [wave_N] = load_example(utterance).waveforms
             pieces = cut(wave_N, words, found, utterance.label["slots"])
             if all(len(piece.wave_N) > (2 * MARGIN * SAMPLE_RATE if piece.slot else 0) for piece in pieces):
-                orders.append(Order(pieces))
-                intents.append(intent)
-    return orders, intents
+                orders.append(Order(pieces, intent))
+    return orders
 
 
 def cut(

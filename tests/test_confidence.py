@@ -177,6 +177,11 @@ def test_false_transcripts_are_counted_behind_the_bound(tmp_path: Path) -> None:
         found = evaluate(engine, rows, task="silence", out=tmp_path / str(bound), show_progress=False)
         rates.append(found.metrics["false_transcript_rate"])
     assert rates == [1.0, pytest.approx(1 / 3)]
+    engine = Unsure([-0.1, -0.9, -0.8], bound=-0.5)
+    asked = evaluate(engine, rows, task="silence", prompt="Say it.", out=tmp_path / "asked", show_progress=False)
+    assert (
+        asked.metrics["false_transcript_rate"] == 1.0 and engine.scored == 0
+    )  # the bound was found for another prompt
     logged = [json.loads(line) for line in (tmp_path / "-0.5" / "items.jsonl").read_text().splitlines()]
     assert sorted(row["avg_logprob"] for row in logged) == [-0.9, -0.8, -0.1]
     assert json.loads((tmp_path / "-0.5" / "report.json").read_text())["settings"]["min_avg_logprob"] == -0.5

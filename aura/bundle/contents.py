@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from aura.audio.waveform import SAMPLE_RATE, load_waveform
-from aura.config import Recipe
+from aura.config import DataConfig, Recipe
 from aura.data.converters import extract_part
 from aura.data.manifest import row_from_utterance
 from aura.data.utterance import AudioRef, Utterance
@@ -95,7 +95,7 @@ def collect_contents(
     for name, recipe in stages:
         tree = as_tree(recipe)
         for part in ("train", "valid"):
-            tree["data"][part] = [data.add(part, recipe, source) for source in getattr(recipe.data, part)]
+            tree["data"][part] = [data.add(part, recipe.data, source) for source in getattr(recipe.data, part)]
         # What these fields say is done, and written out in the manifests
         tree["data"] |= {"root": None, "columns": {}, "split": None, "limit": None}
         for path in recipe.augment.noise_files:
@@ -120,9 +120,9 @@ class _Data:
         self.rows, self.seconds = 0, 0.0
         self._names: dict[str, dict[str, str]] = {"train": {}, "valid": {}}
 
-    def add(self, part: str, recipe: Recipe, source: str) -> str:
+    def add(self, part: str, data: DataConfig, source: str) -> str:
         """Name inside of a source's manifest."""
-        data, names = recipe.data, self._names[part]
+        names = self._names[part]
         key = repr((source, data.root, data.prompt, data.columns, data.split, data.limit, data.skip_bad))
         if key not in names:
             inside = names[key] = f"data/{part}-{len(names)}.jsonl"

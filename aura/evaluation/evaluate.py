@@ -24,7 +24,7 @@ from aura.evaluation.routes.llm import llm_digest
 from aura.evaluation.tables import tables
 from aura.evaluation.tasks import TASKS, Task, get_task
 from aura.inference.generate import plan_batches, prompt_length
-from aura.inference.transcribe import check_bound
+from aura.inference.transcribe import bound_of, written
 from aura.progress import Advance, audio_progress
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def evaluate(
     """
     kind = get_task(task)
     items = items_of(kind, list(itertools.islice(utterances, limit)))
-    least = _bound(engine, kind, min_avg_logprob)
+    least = _bound(engine, kind, min_avg_logprob, prompt)
     score_items(kind, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
     decides: dict[str, Any] = {
         "checkpoint": engine.checkpoint,
@@ -158,11 +158,10 @@ def evaluate(
     )
 
 
-def _bound(engine: Engine, task: Task, min_avg_logprob: float | None) -> float:
+def _bound(engine: Engine, task: Task, min_avg_logprob: float | None, prompt: str | None) -> float:
     """What an answer must reach to count; `-inf` where every answer does."""
     if task.name in UNSURE_IS_SILENT:
-        own = engine.model.config.min_avg_logprob
-        return check_bound(own if min_avg_logprob is None else min_avg_logprob)
+        return bound_of(engine.model, min_avg_logprob, prompt)
     if min_avg_logprob is not None:
         raise RecipeError(
             f"min_avg_logprob is given with the task {task.name}; expected one of {', '.join(UNSURE_IS_SILENT)} with it"
@@ -223,7 +222,7 @@ def _answer(
                     seconds = sum(len(wave) for wave in example.waveforms) / 16_000
                     text = "" if average is not None and average < least else generation.text
                     row = _row(item, task, hypothesis=text, finished=generation.finished, seconds=seconds, used=used)
-                    yield row if average is None else {**row, "avg_logprob": round(average, 4)}
+                    yield row if average is None else {**row, "avg_logprob": written(average)}
                     advance(1, seconds)
 
 

@@ -36,6 +36,11 @@ class Listener(Protocol):
     ) -> list[float]: ...
 
 
+def written(avg_logprob: float) -> float | None:
+    """As it stands in JSON, which knows no infinity."""
+    return round(avg_logprob, 4) if math.isfinite(avg_logprob) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """What one window says; seconds in the recording.
@@ -50,9 +55,7 @@ class Segment:
     avg_logprob: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        scored: dict[str, Any] = {}
-        if self.avg_logprob is not None:  # JSON knows no infinity
-            scored["avg_logprob"] = round(self.avg_logprob, 4) if math.isfinite(self.avg_logprob) else None
+        scored = {} if self.avg_logprob is None else {"avg_logprob": written(self.avg_logprob)}
         return {"start": self.start, "end": self.end, "text": self.text, **scored}
 
 
@@ -134,8 +137,7 @@ def transcribe_each(
     window = min(WINDOW, config.max_seconds) if window is None else window
     overlap = min(OVERLAP, window / 2) if overlap is None else overlap
     check_window(window, overlap, max_seconds=config.max_seconds)
-    own = config.min_avg_logprob if prompt is None else None
-    least = check_bound(own if min_avg_logprob is None else min_avg_logprob)
+    least = bound_of(engine.model, min_avg_logprob, prompt)
     message = user_message(config.prompt if prompt is None else prompt)
     positions = engine.processor.feature_extractor.grid.count_seconds(window) + max_new_tokens
     ahead = BATCHES_AHEAD * max(1, batch_tokens // positions)
@@ -160,6 +162,16 @@ def transcribe_each(
             else:
                 heard.pop(index, None)
                 yield index, piece
+
+
+def bound_of(model: AuraForConditionalGeneration, min_avg_logprob: float | None, prompt: str | None) -> float:
+    """What an answer must reach: the given bound, or the checkpoint's own where the prompt is its own too.
+
+    Raises:
+        RecipeError: no log-probability.
+    """
+    own = model.config.min_avg_logprob if prompt is None else None
+    return check_bound(own if min_avg_logprob is None else min_avg_logprob)
 
 
 def check_bound(min_avg_logprob: float | None) -> float:
