@@ -58,7 +58,8 @@ hear: $(VENV)/installed
 	$(BIN)/python hear/chains.py $(foreach f,train more_voices synthesized_voices,demo/data/$(f).jsonl) \
 	  --out $(DATA)/chains_digits --count 1200 --links 2 5 --seed 6
 	$(BIN)/python hear/chains.py demo/data/held_out.jsonl --out $(DATA)/chains_digits_held_out --count 100 --links 2 5 --seed 7
-	$(BIN)/python hear/spans.py $(DATA)/barista_train_cut.jsonl --out $(DATA)/spans_barista --each 6 --hints $(DATA)/phrases.txt
+	$(BIN)/python hear/spans.py $(DATA)/barista_train_cut.jsonl --out $(DATA)/spans_barista --each 6 --hints $(DATA)/phrases.txt \
+	  --uncut $(DATA)/barista_train.jsonl
 	$(BIN)/python hear/spans.py $(DATA)/orders_kokoro_intent.jsonl $(DATA)/orders_piper_intent.jsonl \
 	  --out $(DATA)/spans_orders --each 3
 	$(BIN)/python hear/splices.py $(DATA)/barista_train_cut.jsonl --words $(DATA)/spans_barista/words.jsonl \

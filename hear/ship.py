@@ -53,13 +53,13 @@ def ship(checkpoint: Path, target: Path, table: Path | None, min_avg_logprob: fl
     """The folder, whole or not at all.
 
     Raises:
-        AuraError: no checkpoint there, or an impossible bound.
+        AuraError: no checkpoint there, an impossible bound, or a target whose configuration cannot be read.
     """
     if min_avg_logprob is not None and not math.isfinite(check_bound(min_avg_logprob)):
         raise RecipeError(f"--min-avg-logprob is {min_avg_logprob:g}; expected a number, or nothing for no bound")
     source = checkpoint_folder(checkpoint)
     if min_avg_logprob is None and (target / CONFIG).is_file():
-        min_avg_logprob = json.loads((target / CONFIG).read_text(encoding="utf-8")).get("min_avg_logprob")
+        min_avg_logprob = bound_in(target / CONFIG)
     with whole_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         for name in HALVED:
@@ -81,6 +81,14 @@ def ship(checkpoint: Path, target: Path, table: Path | None, min_avg_logprob: fl
                 + table.read_text(encoding="utf-8")
             )
         (folder / CARD).write_text("\n".join(parts), encoding="utf-8")
+
+
+def bound_in(config: Path) -> float | None:
+    try:
+        found: float | None = dict(json.loads(config.read_text(encoding="utf-8"))).get("min_avg_logprob")
+    except (ValueError, TypeError):
+        raise RecipeError(f"{config}: not a JSON object; give --min-avg-logprob, or delete {config.parent}") from None
+    return found
 
 
 if __name__ == "__main__":

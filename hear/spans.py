@@ -1,6 +1,7 @@
 """Stretches of a few words out of spoken sentences: real voices, words run together, and short enough to learn hearing from.
 
-    python hear/spans.py MANIFEST [MANIFEST ...] --out FOLDER [--words 1 5] [--each 4] [--hints FILE] [--seed 0]
+    python hear/spans.py MANIFEST [MANIFEST ...] --out FOLDER [--words 1 5] [--each 4] [--hints FILE] [--uncut MANIFEST]
+                         [--seed 0]
 
 The ASR model writes down each recording with the time of every word; FOLDER/words.jsonl keeps that, and a second run goes on
 from it. A recording is used only where what was written can be trusted: it equals the row's transcript, or it holds every slot
@@ -8,6 +9,7 @@ value of the row's label. Out of these come rows that point into the same record
 
     FOLDER/spans.jsonl     the words of the whole recording, and of `--each` random stretches of it
     FOLDER/intents.jsonl   where there are labels: random stretches from one slot value to another, and the slots in them
+    FOLDER/uncut.jsonl     the words of the whole recording beside `--uncut`'s row of it, which has the silence around them too
 
 The same seed gives the same stretches.
 """
@@ -55,6 +57,7 @@ def main() -> int:
     parser.add_argument("--words", type=int, nargs=2, default=(1, 5), help="fewest and most words of a stretch")
     parser.add_argument("--each", type=int, default=4, help="stretches of each recording")
     parser.add_argument("--hints", type=Path, help="texts whose words are likely, e.g. phrases.txt")
+    parser.add_argument("--uncut", type=Path, help="the same recordings with the silence before and behind the words")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -67,7 +70,7 @@ def main() -> int:
 
 
 def write_spans(options: argparse.Namespace) -> None:
-    """All three files; the last two whole or not at all.
+    """All the files; those of rows whole or not at all.
 
     Raises:
         AuraError: manifests or recordings that cannot be read, impossible `--words`, or no recording that can be trusted.
@@ -80,10 +83,12 @@ def write_spans(options: argparse.Namespace) -> None:
     for utterance in utterances:
         if len(utterance.audio) != 1:
             raise DataError(f"{utterance.id} has {len(utterance.audio)} recordings; expected rows with one each")
+    longer = by_recording(options.uncut) if options.uncut else {}
     heard = hear(utterances, options)
     draw = random.Random(options.seed)
     spans: list[Row] = []
     intents: list[Row] = []
+    uncut: list[Row] = []
     kept = 0
     for utterance in utterances:
         words = heard[utterance.id]
@@ -94,12 +99,20 @@ def write_spans(options: argparse.Namespace) -> None:
         spans.append(stretch(utterance, list(whole), options.out))
         spans += random_spans(utterance, words, options, draw)
         intents += random_intents(utterance, words, options, draw)
+        if recorded := longer.get(utterance.audio[0].source):
+            uncut.append(transcript_of(recorded, words, options.out))
     if not kept:
         raise DataError("no recording's words agree with its transcript or label; expected rows that have one of them")
-    for name, rows in (("spans", spans), ("intents", intents)):
+    for name, rows in (("spans", spans), ("intents", intents), ("uncut", uncut)):
         if rows:
             write(options.out / f"{name}.jsonl", rows)
     print(f"{kept} of {len(utterances)} recordings were trusted")
+
+
+def by_recording(manifest: Path) -> dict[Any, Utterance]:
+    return {
+        utterance.audio[0].source: utterance for utterance in read_utterances(manifest) if len(utterance.audio) == 1
+    }
 
 
 def hear(utterances: Sequence[Utterance], options: argparse.Namespace) -> dict[str, list[Word]]:
@@ -138,10 +151,15 @@ def keep_settings(path: Path, settings: dict[str, Any], *, is_begun: bool) -> No
     """Write down what the words are heard with.
 
     Raises:
-        DataError: words of this folder were heard with something else.
+        DataError: words of this folder were heard with something else, or the file does not say with what.
     """
     if is_begun and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise DataError(
+                f"{path}: not a JSON object; delete it to keep the words as heard with these options"
+            ) from None
         if differing := [f"--{name}" for name in settings if settings[name] != before.get(name)]:
             raise DataError(
                 f"the words in {path.parent} were heard with another {' and '.join(differing)}; expected the same, or another --out"
@@ -239,15 +257,21 @@ def random_intents(
 
 def stretch(utterance: Utterance, words: list[Word], folder: Path) -> Row:
     """A manifest row for the words of an utterance's recording, with a little around them."""
-    [part] = utterance.audio
-    offset = part.start or 0.0
+    offset = utterance.audio[0].start or 0.0
     start = offset + max(0.0, words[0].start - BEFORE)
     end = offset + min(utterance.seconds, words[-1].end + BEHIND)
+    times = {"start": round(start, 3), "end": round(end, 3), "seconds": round(end - start, 3)}
+    return transcript_of(utterance, words, folder) | times
+
+
+def transcript_of(utterance: Utterance, words: list[Word], folder: Path) -> Row:
+    """A manifest row for the whole of an utterance's recording."""
+    [part] = utterance.audio
+    times = {"start": part.start, "end": part.end}
     row = {
         "audio": os.path.relpath(part.source, folder),
-        "start": round(start, 3),
-        "end": round(end, 3),
-        "seconds": round(end - start, 3),
+        **{name: at for name, at in times.items() if at is not None},
+        "seconds": utterance.seconds,
         "transcript": " ".join(word.text for word in words),
         "task": "transcribe",
         "lang": "en",

@@ -110,6 +110,8 @@ def test_the_shipped_folder_is_the_checkpoint_in_half_the_bytes(
     texts = [aura.load(tmp_path / name).transcribe(wave, max_new_tokens=5) for name in ("trained", "shipped")]
     assert texts[0].text == texts[1].text  # type: ignore[union-attr]
     assert run(ship, monkeypatch, tmp_path / "nowhere", tmp_path / "shipped") == 2
+    (tmp_path / "shipped" / "config.json").write_text("{")
+    assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "shipped") == 2
 
 
 def test_the_shipped_recipes_name_no_machine() -> None:
@@ -245,8 +247,23 @@ def test_spans_go_on_from_what_a_killed_run_heard(spans: Any, tmp_path: Path) ->
     assert heard.asked == [64_001]
     (tmp_path / "hints.txt").write_text("latte")
     assert spans(heard, manifest, "--out", tmp_path / "part", "--hints", tmp_path / "hints.txt") == 2
+    (tmp_path / "part" / "words.settings.json").write_text('{"asr": ')
+    assert spans(heard, manifest, "--out", tmp_path / "part") == 2
     for name in ("words", "spans"):
         assert (tmp_path / "part" / f"{name}.jsonl").read_text() == (tmp_path / "whole" / f"{name}.jsonl").read_text()
+
+
+def test_uncut_recordings_have_the_words_of_the_cut_ones(spans: Any, tmp_path: Path) -> None:
+    whole = orders(tmp_path, [label(size="large"), label(size="small"), label(size="tiny")])
+    rows = [json.loads(line) for line in whole.read_text().splitlines()]
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("".join(json.dumps(row | {"start": 0.5, "end": 3.0}) + "\n" for row in rows))
+    whole.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))  # the first is not among them
+    heard = Heard({40_000: "a small coffee"})
+    assert spans(heard, cut, "--out", tmp_path / "out", "--uncut", whole) == 0
+    [found] = read_utterances(tmp_path / "out" / "uncut.jsonl")
+    assert found.transcript == "a small coffee" and Path(found.audio[0].source).name == "1.wav"
+    assert found.seconds == pytest.approx(64_001 / 16_000) and found.task == "transcribe"
 
 
 def test_spans_of_nothing_that_agrees_are_refused_in_one_line(
