@@ -131,8 +131,8 @@ class AnswerOptions:
         max_new_tokens: tokens per answer at most.
         batch_tokens: positions per batch.
         batch_items: utterances per batch at most.
-        min_avg_logprob: for the tasks transcribe and silence: an answer whose tokens have a lower mean log-probability says
-            nothing. The checkpoint's own bound by default; -inf for none. Not with --routes.
+        min_avg_logprob: for the tasks transcribe and silence: a checkpoint's answer whose tokens have a lower mean
+            log-probability says nothing. The checkpoint's own bound by default; -inf for none.
         restart: do not go on with the items in --out, start over.
     """
 
@@ -172,10 +172,6 @@ def evaluate(
         raise RecipeError("no checkpoint was given; expected one, or --routes: aura evaluate CHECKPOINT --manifest ...")
     data.read_all(manifest, None)  # a bad manifest is said before the model is loaded
     if beside.routes is not None:
-        if answering.min_avg_logprob is not None:
-            raise RecipeError(
-                "--min-avg-logprob was given with --routes; expected one checkpoint: routes keep every answer"
-            )
         return _compare(checkpoint, manifest, out, task, answering, data, beside, options)
     from aura.evaluation.evaluate import evaluate as run
 
@@ -214,6 +210,7 @@ def _compare(
     """The form with `--routes`."""
     from aura.evaluation.compare import CompareOptions, compare
     from aura.evaluation.route_specs import RouteOptions, first_checkpoint, openers, parse_routes, trained_prompt
+    from aura.evaluation.unsure import bound_for
 
     routes = parse_routes(beside.routes or [], checkpoint=checkpoint, vad=beside.vad)
     trained_on = first_checkpoint(routes)
@@ -228,6 +225,7 @@ def _compare(
         prompt=answering.prompt,
         asr_only=beside.asr_only or task == "transcribe",  # an LLM behind it would only copy
         language=beside.asr_language,
+        min_avg_logprob=bound_for(task, answering.min_avg_logprob),
     )
     result = compare(
         openers(routes, shared),

@@ -28,7 +28,7 @@ class Measure:
     Args:
         manifest: below the data folder.
         metric: key of the report's metrics.
-        own: flags for checkpoints alone: other routes keep every answer anyway.
+        own: flags for checkpoints alone: what the peers answer always counts.
         target: what the project aims at; None where there is no aim.
         peer: flags that make `aura evaluate` ask something else the same question; None where nothing can.
         peer_name: of it.

@@ -201,6 +201,8 @@ def test_mistakes_on_the_command_line_are_told_in_one_line(tmp_path: Path, capsy
     clip = str(tmp_path / "0.wav")
     assert main(["transcribe", "nowhere", clip, "--scores"]) == 2
     assert "--scores was given without --json" in capsys.readouterr().err
-    words = ["--manifest", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--min-avg-logprob", "-0.5"]
-    assert main(["evaluate", "--routes", "aura=nowhere", *words]) == 2
-    assert "routes keep every answer" in capsys.readouterr().err
+    words = ["--manifest", str(tmp_path / "rows.jsonl"), "--out", str(tmp_path / "out"), "--routes", "text"]
+    assert main(["evaluate", *words, "--task", "contains", "--min-avg-logprob", "-0.5"]) == 2
+    assert "expected one of transcribe, silence with it" in capsys.readouterr().err
+    assert main(["evaluate", *words, "--llm", "nowhere", "--min-avg-logprob", "0.5"]) == 2
+    assert "a log-probability is at most 0" in capsys.readouterr().err

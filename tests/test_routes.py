@@ -31,7 +31,9 @@ from aura.evaluation.routes.recognise import Heard
 from aura.evaluation.routes.route import Question, Reply, Route
 from aura.evaluation.routes.student import StudentRoute, llm_of
 from aura.evaluation.routes.text import TextReader, TextRoute, shot_messages
+from aura.inference.confidence import average_log_probs
 from aura.inference.engine import Engine
+from aura.inference.generate import generate_texts
 from aura.student.checkpoint import new_bridge, new_processor, save_checkpoint
 
 SPOKEN = ("the one", "no other", "", "on the two in a row then")
@@ -292,6 +294,30 @@ def test_routes_share_the_weights_and_not_the_adapter(gate: str, tmp_path: Path)
     }
     assert len(tables) == 1
     assert texts(loaded(tmp_path / "ck").answer(asked, max_new_tokens=8)) == heard
+
+
+def test_answers_that_a_route_is_unsure_of_say_nothing(tmp_path: Path) -> None:
+    llm = str(tiny.tiny_llm_folder("llama", tmp_path / "llm"))
+    model, processor = tiny.tiny_student("llama", base=llm)
+    asked = questions()
+    generations = generate_texts(model, processor, asked, max_new_tokens=6)
+    sure = average_log_probs(model, processor, asked, generations)
+    model.config.min_avg_logprob = sorted(sure)[1]
+    save_checkpoint(tmp_path / "ck", model, processor)
+    shelf = LlmShelf(device="cpu")
+    spec = f"aura={tmp_path / 'ck'}"
+    every = open_route(spec, shelf=shelf)
+    said = [reply.text for reply in every.answer(asked, max_new_tokens=6)]
+    assert "min_avg_logprob" not in every.facts.settings and "" not in said
+    own = open_route(spec, shelf=shelf, min_avg_logprob=None)
+    assert own.facts.settings["min_avg_logprob"] == sorted(sure)[1]
+    assert [reply.text for reply in own.answer(asked, max_new_tokens=6)] == [
+        "" if value == min(sure) else text for value, text in zip(sure, said, strict=True)
+    ]
+    asked_otherwise = open_route(spec, shelf=shelf, min_avg_logprob=None, prompt="Write it down.")
+    assert [reply.text for reply in asked_otherwise.answer(asked, max_new_tokens=6)] == said
+    with pytest.raises(RecipeError, match="at most 0"):
+        open_route(spec, shelf=shelf, min_avg_logprob=0.5)
 
 
 def loaded(checkpoint: Path) -> StudentRoute:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aura.batch.collate import Example
 from aura.data.utterance import Utterance
-from aura.errors import AudioError, AuraError, RecipeError
+from aura.errors import AudioError, AuraError
 from aura.evaluation.choices import most_likely
 from aura.evaluation.item_log import ItemLog
 from aura.evaluation.measures import Item, items_of, score_items
@@ -23,6 +23,7 @@ from aura.evaluation.report import write_report
 from aura.evaluation.routes.llm import llm_digest
 from aura.evaluation.tables import tables
 from aura.evaluation.tasks import TASKS, Task, get_task
+from aura.evaluation.unsure import bound_for
 from aura.inference.generate import plan_batches, prompt_length
 from aura.inference.transcribe import bound_of, written
 from aura.progress import Advance, audio_progress
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TASKS", "Evaluation", "evaluate", "reference_of"]
 
-UNSURE_IS_SILENT = ("transcribe", "silence")  # tasks where an answer that is not sure enough says nothing
 CHUNK = 64  # utterances decoded together, so that like lengths can be batched
 
 
@@ -100,7 +100,7 @@ def evaluate(
     """
     kind = get_task(task)
     items = items_of(kind, list(itertools.islice(utterances, limit)))
-    least = _bound(engine, kind, min_avg_logprob, prompt)
+    least = bound_of(engine.model, bound_for(kind.name, min_avg_logprob), prompt)
     score_items(kind, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
     decides: dict[str, Any] = {
         "checkpoint": engine.checkpoint,
@@ -156,17 +156,6 @@ def evaluate(
         errors=tuple(f"{row['id']}: {row['error']}" for row in failed[:5]),
         tables=cut,
     )
-
-
-def _bound(engine: Engine, task: Task, min_avg_logprob: float | None, prompt: str | None) -> float:
-    """What an answer must reach to count; `-inf` where every answer does."""
-    if task.name in UNSURE_IS_SILENT:
-        return bound_of(engine.model, min_avg_logprob, prompt)
-    if min_avg_logprob is not None:
-        raise RecipeError(
-            f"min_avg_logprob is given with the task {task.name}; expected one of {', '.join(UNSURE_IS_SILENT)} with it"
-        )
-    return -math.inf
 
 
 def _digest(item: Item, task: Task, prompt: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import random
 import re
 from collections import Counter
@@ -51,9 +52,10 @@ class RouteOptions:
         device, dtype: of the LLM.
         batch_tokens: positions of one batch.
         shots: examples in front of each question for the routes whose LLM reads text.
-        prompt: asked behind the audio of the shots, as in the evaluation.
+        prompt: asked behind the audio, of the shots as well.
         asr_only: the cascade's answer is what its recogniser wrote.
         language: what the recogniser is told; None lets it detect.
+        min_avg_logprob: what checkpoints' answers must reach to say anything, see `open_route`.
     """
 
     llm: str | None = None
@@ -64,6 +66,7 @@ class RouteOptions:
     prompt: str | None = None
     asr_only: bool = False
     language: str | None = None
+    min_avg_logprob: float | None = -math.inf
 
 
 def parse_routes(words: Sequence[str], *, checkpoint: str | None = None, vad: bool = False) -> list[RouteSpec]:
@@ -123,6 +126,7 @@ def openers(routes: Sequence[RouteSpec], options: RouteOptions) -> list[OpenRout
         }
         if route.kind in ("aura", "bridge"):
             settings["llm"] = options.llm  # a checkpoint knows its own
+            settings |= {"min_avg_logprob": options.min_avg_logprob, "prompt": options.prompt}
         elif route.kind in ("cascade", "text"):
             asr_only = route.kind == "cascade" and options.asr_only
             if reads is None and not asr_only and not (route.kind == "text" and route.value):

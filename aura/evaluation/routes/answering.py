@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +15,7 @@ from aura.batch.collate import Example, collate
 from aura.batch.prompt import IGNORE, build_prompt
 from aura.errors import AudioError, AuraError, PromptError
 from aura.evaluation.routes.route import Progress, Reply
+from aura.inference.confidence import average_log_probs
 from aura.inference.generate import Generation, end_tokens, generate_texts, plan_batches, prompt_length
 from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
@@ -29,6 +32,7 @@ class Answerer:
         processor: of the same LLM.
         batch_tokens: bounds a batch, see `generate_texts`. It decides no answer in float32; in 16 bits two nearly
             equal candidates may change places when the batch does.
+        least: an answer whose tokens have a lower mean log-probability says nothing; `-inf` keeps all, and saves a pass.
     """
 
     def __init__(
@@ -37,10 +41,12 @@ class Answerer:
         processor: AuraProcessor,
         *,
         batch_tokens: int = BATCH_TOKENS,
+        least: float = -math.inf,
     ) -> None:
         self.model = model
         self.processor = processor
         self.batch_tokens = batch_tokens
+        self.least = least
 
     def answer(
         self,
@@ -163,19 +169,26 @@ class Answerer:
     def _generate(self, batch: Sequence[Example], max_new_tokens: int) -> list[Generation | Exception]:
         """An outcome for each; what breaks a batch is tried alone, so that it fails alone."""
         try:
-            return list(
-                generate_texts(
-                    self.model,
-                    self.processor,
-                    batch,
-                    max_new_tokens=max_new_tokens,
-                    batch_tokens=self.batch_tokens,
-                )
+            found = generate_texts(
+                self.model,
+                self.processor,
+                batch,
+                max_new_tokens=max_new_tokens,
+                batch_tokens=self.batch_tokens,
             )
+            return list(self._sure_enough(batch, found))
         except (AuraError, RuntimeError) as error:  # torch raises RuntimeError when memory runs out
             if len(batch) == 1:
                 return [error]
         return [outcome for question in batch for outcome in self._generate([question], max_new_tokens)]
+
+    def _sure_enough(self, batch: Sequence[Example], found: Sequence[Generation]) -> Iterator[Generation]:
+        if self.least == -math.inf:
+            yield from found
+            return
+        sure = average_log_probs(self.model, self.processor, batch, found, batch_tokens=self.batch_tokens)
+        for generation, average in zip(found, sure, strict=True):
+            yield replace(generation, text="") if average < self.least else generation
 
 
 def reply(outcome: Generation | Exception, *, seconds: float) -> Reply:

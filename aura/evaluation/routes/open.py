@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +35,8 @@ def open_route(
     asr_only: bool = False,
     asr: AsrOptions | None = None,
     endpoint: EndpointOptions | None = None,
+    min_avg_logprob: float | None = -math.inf,
+    prompt: str | None = None,
     shelf: LlmShelf | None = None,
 ) -> Route:
     """A route from what a user types.
@@ -52,6 +55,9 @@ def open_route(
         asr_only: the cascade's answer is what its ASR wrote; for transcription, where an LLM would only copy.
         asr: how the cascade recognises; its reference gives way to the spec's.
         endpoint: how the endpoint is asked; its URL gives way to the spec's.
+        min_avg_logprob, prompt: what an answer of aura or bridge must reach in the mean log-probability of its tokens to say
+            anything: None for the checkpoint's own bound, which counts where `prompt`, asked behind the audio instead of
+            its own, is None too. Every answer counts by default.
         shelf: gives routes on one LLM one copy of its weights; device and dtype are then the shelf's.
 
     Raises:
@@ -73,7 +79,16 @@ def open_route(
     shelf = shelf or LlmShelf(device=device, dtype=dtype)
     if kind in ("aura", "bridge"):
         checkpoint_kind: Literal["aura", "bridge"] = "aura" if kind == "aura" else "bridge"
-        return open_student(value, kind=checkpoint_kind, shelf=shelf, llm=llm, name=named, batch_tokens=batch_tokens)
+        return open_student(
+            value,
+            kind=checkpoint_kind,
+            shelf=shelf,
+            llm=llm,
+            name=named,
+            batch_tokens=batch_tokens,
+            min_avg_logprob=min_avg_logprob,
+            prompt=prompt,
+        )
     llm = llm or (llm_of(value) if kind == "text" and value else None)
     if llm is None and not (kind == "cascade" and asr_only):
         raise RecipeError(f"the route {spec} was given no LLM; expected one to read with, e.g. --llm ORG/NAME")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from aura.evaluation.routes.llm import (
 )
 from aura.evaluation.routes.route import Kind, Progress, Question, Reply, RouteFacts
 from aura.inference.engine import Engine
+from aura.inference.transcribe import bound_of
 from aura.student.checkpoint import load_checkpoint
 from aura.student.files import CONFIG, checkpoint_folder
 
@@ -33,11 +35,17 @@ class StudentRoute:
         engine: the checkpoint.
         name: in reports; the kind when None.
         llm: reference the LLM was loaded from; the one named in the checkpoint when None.
-        batch_tokens: see `Answerer`.
+        batch_tokens, least: see `Answerer`.
     """
 
     def __init__(
-        self, engine: Engine, *, name: str | None = None, llm: str | None = None, batch_tokens: int = BATCH_TOKENS
+        self,
+        engine: Engine,
+        *,
+        name: str | None = None,
+        llm: str | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        least: float = -math.inf,
     ) -> None:
         self.engine = engine
         config = engine.model.config
@@ -55,11 +63,12 @@ class StudentRoute:
                 "decoding": "greedy",
                 "template_digest": template_digest(engine.processor),
                 **{field: getattr(config, field) for field in DECIDING + DECIDING_BRIDGE * config.is_bridge},
+                **({"min_avg_logprob": least} if least > -math.inf else {}),
             },
             parameters=count_parameters(engine.model),
             bytes_on_disk=_bytes(engine.checkpoint, reference, config.encoder),
         )
-        self._answerer = Answerer(engine.model, engine.processor, batch_tokens=batch_tokens)
+        self._answerer = Answerer(engine.model, engine.processor, batch_tokens=batch_tokens, least=least)
 
     def answer(
         self, questions: Sequence[Question], *, max_new_tokens: int, progress: Progress | None = None
@@ -81,6 +90,8 @@ def open_student(
     llm: str | None = None,
     name: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    min_avg_logprob: float | None = -math.inf,
+    prompt: str | None = None,
 ) -> StudentRoute:
     """Checkpoint folder or Hub id -> route.
 
@@ -88,9 +99,11 @@ def open_student(
         kind: `aura` or `bridge`, as the user called it.
         shelf: where the LLM's weights come from.
         llm: reference of the LLM instead of the one named in the checkpoint.
+        min_avg_logprob, prompt: what an answer must reach to say anything, see `bound_of`; by default every answer counts.
 
     Raises:
         CheckpointError: no checkpoint, one of another LLM, or one of the other kind.
+        RecipeError: an impossible bound.
     """
     reference = llm or llm_of(checkpoint)
     model, processor = load_checkpoint(
@@ -100,9 +113,10 @@ def open_student(
         raise CheckpointError(
             f"{checkpoint} was given as {kind}, but it is a checkpoint of the {found} route; use {found}={checkpoint}"
         )
+    least = bound_of(model, min_avg_logprob, prompt)
     model.to(shelf.device)  # type: ignore[arg-type]  # its decorator hides the signature
     engine = Engine(model, processor, checkpoint=checkpoint)
-    return StudentRoute(engine, name=name, llm=reference, batch_tokens=batch_tokens)
+    return StudentRoute(engine, name=name, llm=reference, batch_tokens=batch_tokens, least=least)
 
 
 def llm_of(checkpoint: str) -> str:
