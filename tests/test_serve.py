@@ -23,9 +23,10 @@ from aura.inference.engine import load
 from aura.inference.generate import Generation
 from aura.inference.transcribe import Segment, Transcript, to_srt
 from aura.serve.failures import ApiError
+from aura.serve.listener import Listener
 from aura.serve.models import default_name, parse_specs
 from aura.serve.server import Server
-from aura.serve.transcription import TRANSLATE, Listener, to_vtt
+from aura.serve.transcription import TRANSLATE, to_vtt
 
 TOKENS = 24  # of a window's transcript: random models never stop by themselves
 

@@ -248,7 +248,18 @@ def test_what_was_heard_comes_as_text(server: Server, specs: dict[str, str]) -> 
         assert partial["item_id"] == whole["item_id"] and partial["transcript"]
         engine = load(specs["one"], device="cpu")
         assert text == engine.chat([{"role": "user", "content": [audio(heard(pcm))]}], max_new_tokens=TOKENS)
-        assert whole["transcript"] == engine.chat([{"role": "user", "content": [audio(heard(pcm))]}])
+        wave = {"array": heard(pcm), "sampling_rate": 16_000}
+        assert whole["transcript"] == engine.transcribe(wave).text
+
+
+def test_what_the_model_is_unsure_of_is_no_transcript(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.service.models["one"].engine.model.config, "min_avg_logprob", -1e-6)
+    with Talk(server) as talk:
+        talk.configure(audio=fmt(16_000, transcription={"model": "whatever"}), max_output_tokens=TOKENS)
+        talk.speak(pcm_at(16_000))
+        talk.send("input_audio_buffer.commit")
+        assert talk.answer(), "an answer is not held to it"
+        assert talk.until("conversation.item.input_audio_transcription.completed")["transcript"] == ""
 
 
 def test_a_checkpoint_that_cannot_stream_answers_from_the_whole(

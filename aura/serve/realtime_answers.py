@@ -7,18 +7,21 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio.to_thread
+
+from aura.audio.waveform import SAMPLE_RATE
 from aura.errors import AuraError
-from aura.serve.conversation import Conversation, Entry
+from aura.inference.transcribe import Transcript, transcribe_each
+from aura.serve.conversation import Conversation
 from aura.serve.failures import ApiError, of_aura_error
 from aura.serve.jobs import Completion, Job, Piece
+from aura.serve.listener import WINDOW_TOKENS, Listener
 from aura.serve.realtime_events import ResponseFields, new_id
 from aura.serve.reply import Reply
 from aura.serve.service import Answer
 from aura.serve.turn import Turn
 
 logger = logging.getLogger(__name__)
-
-HEARD_TOKENS = 256  # of the transcript that follows a turn
 
 
 class Answers:
@@ -136,30 +139,44 @@ class Answers:
 
     def _follow(self, turn: Turn) -> None:
         """Write down what was heard, behind the answer, for the client's history."""
-
-        async def write() -> None:
-            heard = Conversation([Entry(id=turn.item_id, role="user", parts=(turn.wave_N,))])
-            answer = Answer()
-            try:
-                example = heard.example(None, self.session.prompt)
-                answer.job = await asyncio.to_thread(
-                    lambda: self.session.service.job(
-                        self.session.served, example, max_new_tokens=HEARD_TOKENS, emit=answer.emit
-                    )
-                )
-                self.session.service.scheduler.submit(answer.job)
-                done = await answer.completion()
-            except ApiError as error:
-                kind = "conversation.item.input_audio_transcription.failed"
-                return await self.session.send(kind, item_id=turn.item_id, content_index=0, error=error.body())
-            await self.session.send(
-                "conversation.item.input_audio_transcription.completed",
-                item_id=turn.item_id,
-                content_index=0,
-                transcript=done.text,
-                usage={"type": "duration", "seconds": round(turn.seconds, 3)},
-            )
-
-        task = asyncio.create_task(write())
+        task = asyncio.create_task(self._write_down(turn))
         self._following.add(task)
         task.add_done_callback(self._following.discard)
+
+    async def _write_down(self, turn: Turn) -> None:
+        named = {"item_id": turn.item_id, "content_index": 0}
+        try:
+            text = await self._heard(turn)
+        except ApiError as error:
+            kind = "conversation.item.input_audio_transcription.failed"
+            return await self.session.send(kind, **named, error=error.body())
+        await self.session.send(
+            "conversation.item.input_audio_transcription.completed",
+            **named,
+            transcript=text,
+            usage={"type": "duration", "seconds": round(turn.seconds, 3)},
+        )
+
+    async def _heard(self, turn: Turn) -> str:
+        """A turn's words, by the same rules as those of a file: empty where nothing is said, or the model is unsure.
+
+        Raises:
+            ApiError: the server is full or stops, the time is up, or the model failed.
+        """
+        service = self.session.service
+        listener = Listener(service, self.session.served)
+        source = {"array": turn.wave_N, "sampling_rate": SAMPLE_RATE}
+
+        def work() -> Transcript | AuraError:
+            [(_, found)] = transcribe_each(listener, [source], max_new_tokens=WINDOW_TOKENS)
+            return found
+
+        try:
+            heard = await anyio.to_thread.run_sync(work, limiter=service.threads, abandon_on_cancel=True)
+        except AuraError as error:
+            raise of_aura_error(error) from error
+        finally:
+            listener.leave()  # or a thread would wait for who has gone
+        if isinstance(heard, AuraError):
+            raise of_aura_error(heard)
+        return heard.text
