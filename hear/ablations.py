@@ -2,23 +2,27 @@
 
     python hear/ablations.py [--out runs/ablations] [--only base off raw ...] [--seeds 0 1] [--picture docs/ablations]
 
-A run is OUT/NAME-SEED. One that was interrupted goes on, a finished one stays; the table and the picture hold every finished
-run there is, whichever `--only` and `--seeds` asked for. `--only` without a name trains nothing.
+A run is OUT/NAME-SEED. One that was interrupted (Ctrl-C saves) goes on, a finished one stays, one of another recipe is refused; the
+table and the picture hold every finished run there is, whichever `--only` and `--seeds` asked for. `--only` without a name
+trains nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aura.errors import AuraError, DataError
+from aura.cli_train import parse_overrides
+from aura.config import Recipe
+from aura.errors import AuraError, DataError, RecipeError
 from aura.stages import read_stages
-from aura.typed_tree import as_tree, write_yaml
+from aura.training.loop import train
+from aura.training.run_folder import changed_fields
+from aura.training.state import read_log
 
 BASE = "base"
 VARIATIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -37,6 +41,7 @@ VARIATIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "linear": ("linear stem", ("--audio.stem", "linear")),
 }
 Rows = list[dict[str, Any]]
+Runs = Mapping[str, Mapping[int, Rows]]  # logs by variation, then by seed
 
 
 def main() -> int:
@@ -48,8 +53,12 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, default=Path("docs/ablations"))
     options = parser.parse_args()
     try:
-        steps = train_missing(options)
-        found = finished(options.out, steps)
+        for seed in options.seeds:
+            for name in options.only:
+                if (stopped := train_missing(options, name, seed)) is not None:
+                    print("hear/ablations.py: stopped; the same command goes on", file=sys.stderr)
+                    return 128 + stopped
+        found = finished(options)
         if BASE not in found:
             raise DataError(
                 f"{options.out} holds no finished run of {BASE}; expected one to compare with: --only {BASE}"
@@ -59,48 +68,64 @@ def main() -> int:
     except (AuraError, OSError) as error:
         print(f"hear/ablations.py: {error}", file=sys.stderr)
         return 2
-    except subprocess.CalledProcessError as error:  # aura train has said why
-        return error.returncode
     return 0
 
 
-def train_missing(options: argparse.Namespace) -> int:
-    """Every asked-for run that is not finished, one after the other; the steps of each.
+def recipe_of(options: argparse.Namespace, name: str, seed: int) -> Recipe:
+    """The first stage, with one choice changed.
 
     Raises:
-        AuraError: no such recipe.
-        CalledProcessError: `aura train` stopped.
+        AuraError: no such recipe, or one that never looks at held-out speech.
     """
-    [(_, first), *_] = read_stages(options.recipe)
-    options.out.mkdir(parents=True, exist_ok=True)
-    recipe = options.out / "recipe.yaml"
-    write_yaml(as_tree(first), recipe)
-    for seed in options.seeds:
-        for name in options.only:
-            run = options.out / f"{name}-{seed}"
-            if last_step(read_log(run)) >= first.run.steps:
-                continue
-            print(f"{run}: {VARIATIONS[name][0]}, seed {seed}", file=sys.stderr)
-            words = ["--run.seed", str(seed), "--run.out", str(run), "--resume", *VARIATIONS[name][1]]
-            subprocess.run([sys.executable, "-m", "aura", "train", "--recipe", str(recipe), *words], check=True)
-    return first.run.steps
+    chosen = {**parse_overrides(VARIATIONS[name][1]), "run.seed": seed}
+    [(_, first), *_] = read_stages(options.recipe, chosen)
+    if not first.data.valid:
+        raise RecipeError(
+            f"{options.recipe}: the first stage has no data.valid; expected held-out speech to compare by"
+        )
+    return replace(first, run=replace(first.run, out=str(options.out / f"{name}-{seed}")))
 
 
-def read_log(run: Path) -> Rows:
-    log = run / "log.jsonl"
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+def train_missing(options: argparse.Namespace, name: str, seed: int) -> int | None:
+    """One run to its end, unless it is there; the signal that stopped it.
+
+    Raises:
+        AuraError: no such recipe, a run of another one, or what `train` raises.
+    """
+    recipe = recipe_of(options, name, seed)
+    if is_finished(recipe):
+        return None
+    print(f"{recipe.run.out}: {VARIATIONS[name][0]}, seed {seed}", file=sys.stderr)
+    return train(recipe, resume=True, more_follow=True).signal
 
 
-def last_step(rows: Rows) -> int:
-    """Of the last look at held-out speech, which comes behind the last step."""
-    return max((row["step"] for row in rows if row.get("kind") == "valid"), default=0)
+def is_finished(recipe: Recipe) -> bool:
+    """Whether its last look at held-out speech, which comes behind the last step, has been written down.
+
+    Raises:
+        DataError: what lies there was trained from another recipe.
+    """
+    run = Path(recipe.run.out)
+    rows = read_log(run / "log.jsonl")
+    if rows:
+        different = [change for change in changed_fields(run, recipe) if not change.startswith("run.out ")]
+        if different:
+            raise DataError(
+                f"{run} was trained from another recipe: {'; '.join(different)}. Give another --out, or remove that folder"
+            )
+    return max((row["step"] for row in rows if row.get("kind") == "valid"), default=0) >= recipe.run.steps
 
 
-def finished(out: Path, steps: int) -> dict[str, list[Rows]]:
-    """The logs of each variation's runs, in the order of `VARIATIONS`, then of seeds."""
-    logs = {name: [read_log(run) for run in sorted(out.glob(f"{name}-[0-9]*"))] for name in VARIATIONS}
-    done = {name: [rows for rows in each if last_step(rows) >= steps] for name, each in logs.items()}
-    return {name: each for name, each in done.items() if each}
+def finished(options: argparse.Namespace) -> Runs:
+    """The logs of all finished runs there are, in the order of `VARIATIONS`."""
+    found: dict[str, dict[int, Rows]] = {}
+    for name in VARIATIONS:
+        seeds = sorted(int(run.name.rpartition("-")[2]) for run in options.out.glob(f"{name}-[0-9]*"))
+        recipes = {seed: recipe_of(options, name, seed) for seed in seeds}
+        done = {s: read_log(Path(r.run.out) / "log.jsonl") for s, r in recipes.items() if is_finished(r)}
+        if done:
+            found[name] = done
+    return found
 
 
 def held_out(rows: Rows, field: str) -> tuple[list[int], list[float]]:
@@ -109,7 +134,7 @@ def held_out(rows: Rows, field: str) -> tuple[list[int], list[float]]:
     return [row["step"] for row in valid], [row[field] for row in valid]
 
 
-def draw(found: Mapping[str, Sequence[Rows]], path: Path) -> None:
+def draw(found: Runs, path: Path) -> None:
     """Held-out loss by step, a panel for each variation, the base's grey in all of them."""
     import matplotlib
 
@@ -125,9 +150,9 @@ def draw(found: Mapping[str, Sequence[Rows]], path: Path) -> None:
     for ax in axes.flat[len(names) :]:
         ax.axis("off")
     for name, ax in zip(names, axes.flat, strict=False):
-        for rows in found[BASE]:
+        for rows in found[BASE].values():
             ax.plot(*held_out(rows, "loss"), color="#9a9a9a", linewidth=2.5)
-        for rows in found[name]:
+        for rows in found[name].values():
             ax.plot(*held_out(rows, "loss"), color="#d1495b", marker=".")
         ax.set_title(VARIATIONS[name][0], fontsize=10)
         ax.grid(alpha=0.3)
@@ -140,16 +165,23 @@ def draw(found: Mapping[str, Sequence[Rows]], path: Path) -> None:
     plt.close(figure)
 
 
-def table(found: Mapping[str, Sequence[Rows]]) -> list[str]:
+def table(found: Runs) -> list[str]:
     """Markdown: the last figures of each, one a seed."""
-    lines = ["| | held-out loss | exact match | minutes |", "|---|---|---|---|"]
+    seeds = sorted({seed for runs in found.values() for seed in runs})
+    named = f" (seeds {', '.join(map(str, seeds))})" if len(seeds) > 1 else ""
+    lines = [f"| | held-out loss{named} | exact match | minutes |", "|---|---|---|---|"]
     for name, runs in found.items():
-        loss, right = (
-            ", ".join(f"{held_out(rows, field)[1][-1]:.2f}" for rows in runs) for field in ("loss", "accuracy")
-        )
-        minutes = ", ".join(f"{max(row.get('minutes', 0.0) for row in rows):.0f}" for rows in runs)
-        lines.append(f"| {VARIATIONS[name][0]} | {loss} | {right} | {minutes} |")
+        cells = [
+            [f"{held_out(runs[seed], field)[1][-1]:.2f}" if seed in runs else "-" for seed in seeds]
+            for field in ("loss", "accuracy")
+        ]
+        cells.append([f"{minutes(runs[seed]):.0f}" if seed in runs else "-" for seed in seeds])
+        lines.append(f"| {VARIATIONS[name][0]} | {' | '.join(', '.join(cell) for cell in cells)} |")
     return lines
+
+
+def minutes(rows: Rows) -> float:
+    return max((row.get("minutes", 0.0) for row in rows), default=0.0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 The ASR model writes down each recording with the time of every word; FOLDER/words.jsonl keeps that, and a second run goes on
 from it. A recording is used only where what was written can be trusted: it equals the row's transcript, or it holds every slot
-value of the row's label. Out of these come rows that point into the same recordings (`start`, `end`):
+value of the row's label. Out of these come rows for the same recordings, or parts of them (`start`, `end`):
 
     FOLDER/spans.jsonl     the words of the whole recording, and of `--each` random stretches of it
     FOLDER/intents.jsonl   where there are labels: random stretches from one slot value to another, and the slots in them
@@ -21,7 +21,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +83,13 @@ def write_spans(options: argparse.Namespace) -> None:
     for utterance in utterances:
         if len(utterance.audio) != 1:
             raise DataError(f"{utterance.id} has {len(utterance.audio)} recordings; expected rows with one each")
-    longer = by_recording(options.uncut) if options.uncut else {}
+    longer: dict[str, Utterance] = {}
+    if options.uncut:
+        longer = by_recording(read_utterances(options.uncut))
+        if not longer.keys() & by_recording(utterances).keys():
+            raise DataError(
+                f"--uncut {options.uncut} has no recording of the other manifests; expected the same ones, whole"
+            )
     heard = hear(utterances, options)
     draw = random.Random(options.seed)
     spans: list[Row] = []
@@ -95,24 +101,40 @@ def write_spans(options: argparse.Namespace) -> None:
         if not plausible(words) or not agrees(words, utterance):
             continue
         kept += 1
-        whole = words[0]._replace(start=0.0), *words[1:-1], words[-1]._replace(end=utterance.seconds)
-        spans.append(stretch(utterance, list(whole), options.out))
+        whole = list(words)
+        whole[0] = whole[0]._replace(start=0.0)
+        whole[-1] = whole[-1]._replace(end=utterance.seconds)
+        spans.append(stretch(utterance, whole, options.out))
         spans += random_spans(utterance, words, options, draw)
         intents += random_intents(utterance, words, options, draw)
-        if recorded := longer.get(utterance.audio[0].source):
+        if recorded := longer.get(recording_of(utterance)):
             uncut.append(transcript_of(recorded, words, options.out))
     if not kept:
         raise DataError("no recording's words agree with its transcript or label; expected rows that have one of them")
     for name, rows in (("spans", spans), ("intents", intents), ("uncut", uncut)):
         if rows:
             write(options.out / f"{name}.jsonl", rows)
+        else:
+            (options.out / f"{name}.jsonl").unlink(missing_ok=True)  # of a former run with other options
     print(f"{kept} of {len(utterances)} recordings were trusted")
 
 
-def by_recording(manifest: Path) -> dict[Any, Utterance]:
-    return {
-        utterance.audio[0].source: utterance for utterance in read_utterances(manifest) if len(utterance.audio) == 1
-    }
+def by_recording(utterances: Iterable[Utterance]) -> dict[str, Utterance]:
+    """Rows by the file they are in.
+
+    Raises:
+        DataError: two rows in one file: what is said in all of it is not what one of them says.
+    """
+    found: dict[str, Utterance] = {}
+    for utterance in utterances:
+        if (name := recording_of(utterance)) in found:
+            raise DataError(f"{name} has two rows, {found[name].id} and {utterance.id}; expected one each with --uncut")
+        found[name] = utterance
+    return found
+
+
+def recording_of(utterance: Utterance) -> str:
+    return os.path.realpath(str(utterance.audio[0].source))
 
 
 def hear(utterances: Sequence[Utterance], options: argparse.Namespace) -> dict[str, list[Word]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -76,10 +78,27 @@ def test_text_routes_read_with_the_llm_of_the_checkpoint(models: Path) -> None:
     assert isinstance(text, functools.partial) and isinstance(cascade, functools.partial)
     assert text.keywords["llm"] == cascade.keywords["llm"] == str(models / "llm")
     assert isinstance(aura, functools.partial) and aura.keywords["llm"] is None
+    assert aura.keywords["min_avg_logprob"] == -math.inf and "min_avg_logprob" not in text.keywords
     with pytest.raises(RecipeError, match="no LLM to read with"):
         openers(parse_routes(["text"]), RouteOptions())
     [alone] = openers(parse_routes(["cascade"]), RouteOptions(asr_only=True))  # nothing to read
     assert isinstance(alone, functools.partial) and alone.keywords["asr_only"] is True
+
+
+def test_a_bound_goes_to_the_routes_that_hear(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "checkpoint", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"prompt": "Write this."}))
+    routes = parse_routes([f"aura={models / 'checkpoint'}", f"other:aura={tmp_path / 'other'}", "text"])
+    own, other, _ = openers(routes, RouteOptions(min_avg_logprob=None))
+    assert own.keywords["min_avg_logprob"] is None and own.keywords["prompt"] is None  # type: ignore[attr-defined]
+    # The rows bring the first one's prompt: the other's bound was not found for that.
+    assert other.keywords["prompt"] == (config.get("prompt") or "")  # type: ignore[attr-defined]
+    own, other, _ = openers(routes, RouteOptions(min_avg_logprob=-0.5, prompt="What?"))
+    assert own.keywords["prompt"] == other.keywords["prompt"] == "What?"  # type: ignore[attr-defined]
+    assert own.keywords["min_avg_logprob"] == -0.5  # type: ignore[attr-defined]
+    with pytest.raises(RecipeError, match="expected aura=CHECKPOINT or bridge=CHECKPOINT among them"):
+        openers(parse_routes(["cascade"]), RouteOptions(asr_only=True, min_avg_logprob=-0.5))
 
 
 def test_shots_are_a_fixed_sample_of_other_rows(tmp_path: Path) -> None:
@@ -145,6 +164,35 @@ def test_one_checkpoint_alone_stays_as_it_was(models: Path, tmp_path: Path, caps
         "report.json", "items.jsonl", "items.settings.json",
     }  # fmt: skip
     assert "wer " in capsys.readouterr().out
+
+
+def test_both_forms_leave_out_what_a_checkpoint_is_unsure_of(models: Path, tmp_path: Path) -> None:
+    manifest = str(tiny.tiny_manifest(tmp_path, count=4, shortest=0.4))
+    shutil.copytree(models / "checkpoint", tmp_path / "ck")
+    config = json.loads((tmp_path / "ck" / "config.json").read_text())
+    words = ["--manifest", manifest, "--task", "transcribe", "--max-new-tokens", "4", "--device", "cpu"]
+    assert (
+        main(["evaluate", str(tmp_path / "ck"), *words, "--out", str(tmp_path / "free"), "--min-avg-logprob", "-99"])
+        == 0
+    )
+    free = answers(tmp_path / "free" / "items.jsonl")
+    sure = sorted(row["avg_logprob"] for row in free.values())
+    (tmp_path / "ck" / "config.json").write_text(json.dumps(config | {"min_avg_logprob": (sure[1] + sure[2]) / 2}))
+    assert main(["evaluate", str(tmp_path / "ck"), *words, "--out", str(tmp_path / "alone")]) == 0
+    beside = ["evaluate", str(tmp_path / "ck"), *words, "--routes", "text", "--first-token-items", "0"]
+    assert main([*beside, "--out", str(tmp_path / "beside")]) == 0
+    alone, among = answers(tmp_path / "alone" / "items.jsonl"), answers(tmp_path / "beside" / "aura" / "items.jsonl")
+    said = {name: row["hypothesis"] for name, row in alone.items()}
+    assert said == {name: row["hypothesis"] for name, row in among.items()}
+    assert sorted(text == "" for text in said.values()) == [False, False, True, True]
+    assert main([*beside, "--out", str(tmp_path / "all"), "--min-avg-logprob", "-inf"]) == 0
+    every = answers(tmp_path / "all" / "aura" / "items.jsonl")
+    assert {name: row["hypothesis"] for name, row in every.items()} == {n: row["hypothesis"] for n, row in free.items()}
+
+
+def answers(log: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    return {row["id"]: row for row in rows}
 
 
 @pytest.mark.parametrize(

@@ -253,17 +253,35 @@ def test_spans_go_on_from_what_a_killed_run_heard(spans: Any, tmp_path: Path) ->
         assert (tmp_path / "part" / f"{name}.jsonl").read_text() == (tmp_path / "whole" / f"{name}.jsonl").read_text()
 
 
-def test_uncut_recordings_have_the_words_of_the_cut_ones(spans: Any, tmp_path: Path) -> None:
+def test_uncut_recordings_have_the_words_of_the_cut_ones(
+    spans: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = orders(tmp_path, [label(size="large"), label(size="small"), label(size="tiny")])
     rows = [json.loads(line) for line in whole.read_text().splitlines()]
-    cut = tmp_path / "cut.jsonl"
-    cut.write_text("".join(json.dumps(row | {"start": 0.5, "end": 3.0}) + "\n" for row in rows))
+    (tmp_path / "cuts").mkdir()  # another folder, so another spelling of the same files
+    cut = tmp_path / "cuts" / "cut.jsonl"
+    rows_cut = [row | {"audio": f"../{row['audio']}", "start": 0.5, "end": 3.0} for row in rows]
+    cut.write_text("".join(json.dumps(row) + "\n" for row in rows_cut))
     whole.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))  # the first is not among them
     heard = Heard({40_000: "a small coffee"})
     assert spans(heard, cut, "--out", tmp_path / "out", "--uncut", whole) == 0
     [found] = read_utterances(tmp_path / "out" / "uncut.jsonl")
     assert found.transcript == "a small coffee" and Path(found.audio[0].source).name == "1.wav"
     assert found.seconds == pytest.approx(64_001 / 16_000) and found.task == "transcribe"
+    assert spans(heard, cut, "--out", tmp_path / "out") == 0
+    assert not (tmp_path / "out" / "uncut.jsonl").exists()  # of the run before, and not of this one
+    whole.write_text(json.dumps(rows[1]) + "\n" + json.dumps(rows[1] | {"id": "again"}) + "\n")
+    assert spans(heard, cut, "--out", tmp_path / "out", "--uncut", whole) == 2
+    assert "has two rows" in capsys.readouterr().err
+    elsewhere = digits(tmp_path, 1)
+    assert spans(heard, cut, "--out", tmp_path / "out", "--uncut", elsewhere) == 2
+    assert "expected the same ones, whole" in capsys.readouterr().err
+
+
+def test_a_recording_of_one_word_says_it_once(spans: Any, tmp_path: Path) -> None:
+    assert spans(Heard({64_000: "large"}), orders(tmp_path, [label(size="large")]), "--out", tmp_path / "out") == 0
+    [found] = read_utterances(tmp_path / "out" / "spans.jsonl")
+    assert found.transcript == "large" and found.seconds == pytest.approx(4.0)
 
 
 def test_spans_of_nothing_that_agrees_are_refused_in_one_line(

@@ -249,7 +249,7 @@ def test_what_was_heard_comes_as_text(server: Server, specs: dict[str, str]) -> 
         engine = load(specs["one"], device="cpu")
         assert text == engine.chat([{"role": "user", "content": [audio(heard(pcm))]}], max_new_tokens=TOKENS)
         wave = {"array": heard(pcm), "sampling_rate": 16_000}
-        assert whole["transcript"] == engine.transcribe(wave).text
+        assert whole["transcript"] == engine.transcribe(wave).text != ""
 
 
 def test_what_the_model_is_unsure_of_is_no_transcript(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

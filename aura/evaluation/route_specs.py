@@ -113,8 +113,15 @@ def openers(routes: Sequence[RouteSpec], options: RouteOptions) -> list[OpenRout
 
     Raises:
         RecipeError: a route that reads text, and no LLM to read with.
+        RecipeError: a bound, and no checkpoint that could keep to it.
         CheckpointError: no checkpoint to take the LLM from.
     """
+    hearing = any(route.kind in ("aura", "bridge") for route in routes)
+    if not hearing and options.min_avg_logprob is not None and options.min_avg_logprob > -math.inf:
+        raise RecipeError(
+            f"min_avg_logprob is {options.min_avg_logprob:g} with the routes {', '.join(route.spec for route in routes)}; expected "
+            "aura=CHECKPOINT or bridge=CHECKPOINT among them, or no bound"
+        )
     reads = options.llm or shared_llm(routes)
     found: list[OpenRoute] = []
     for route in routes:
@@ -126,7 +133,7 @@ def openers(routes: Sequence[RouteSpec], options: RouteOptions) -> list[OpenRout
         }
         if route.kind in ("aura", "bridge"):
             settings["llm"] = options.llm  # a checkpoint knows its own
-            settings |= {"min_avg_logprob": options.min_avg_logprob, "prompt": options.prompt}
+            settings |= {"min_avg_logprob": options.min_avg_logprob, "prompt": _foreign_prompt(route, routes, options)}
         elif route.kind in ("cascade", "text"):
             asr_only = route.kind == "cascade" and options.asr_only
             if reads is None and not asr_only and not (route.kind == "text" and route.value):
@@ -139,6 +146,15 @@ def openers(routes: Sequence[RouteSpec], options: RouteOptions) -> list[OpenRout
                 settings["asr"] = AsrOptions(vad=route.vad, language=options.language)
         found.append(functools.partial(open_route, route.spec, **settings))
     return found
+
+
+def _foreign_prompt(route: RouteSpec, routes: Sequence[RouteSpec], options: RouteOptions) -> str | None:
+    """What a checkpoint is asked in place of its own prompt; None where it is that. Rows bring the first checkpoint's."""
+    first = first_checkpoint(routes)
+    if options.prompt is not None or first is None or route.value is None:
+        return options.prompt
+    asked = trained_prompt(first)
+    return None if trained_prompt(route.value) == asked else asked or ""
 
 
 def shared_llm(routes: Sequence[RouteSpec]) -> str | None:

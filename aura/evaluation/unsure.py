@@ -20,6 +20,7 @@ def bound_for(task: str, min_avg_logprob: float | None) -> float | None:
         return None if min_avg_logprob is None else check_bound(min_avg_logprob)
     if min_avg_logprob is not None:
         raise RecipeError(
-            f"min_avg_logprob is given with the task {task}; expected one of {', '.join(UNSURE_IS_SILENT)} with it"
+            f"min_avg_logprob is given with the task {task}; expected one of {', '.join(UNSURE_IS_SILENT)} with it. Leave it out: "
+            "answers to questions always count"
         )
     return -math.inf

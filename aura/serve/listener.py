@@ -21,6 +21,7 @@ from aura.serve.service import Service
 logger = logging.getLogger(__name__)
 
 WINDOW_TOKENS = 256  # per window of 30 s, as `aura transcribe`
+GRACE = 5.0  # s that the scheduler has to say itself that the time is up
 AHEAD = 8  # windows of one recording in the queue at once: a long one must not keep the others waiting
 
 
@@ -53,7 +54,7 @@ class Listener:
         found: list[Generation] = []
         for first in range(0, len(examples), AHEAD):
             futures = [self._submit(example, max_new_tokens) for example in examples[first : first + AHEAD]]
-            found += [_generation(future.result()) for future in futures]
+            found += [self._generation(future) for future in futures]
         return found
 
     def average_log_probs(
@@ -106,9 +107,16 @@ class Listener:
 
         job = self.service.job(self.served, example, max_new_tokens=max_new_tokens, emit=emit, timeout=seconds)
         self._jobs.add(job)
+        if self._left.is_set():  # since the time was asked for
+            job.cancel()
         self.service.scheduler.submit(job)
         return future
 
-
-def _generation(completion: Completion) -> Generation:
-    return Generation(text=completion.text, token_ids=completion.token_ids, finished=completion.finished)
+    def _generation(self, future: Future[Completion]) -> Generation:
+        """Raises `ApiError` where there is none."""
+        try:
+            # The scheduler looks at the clock between tokens; a hung model must not hang who waits for it.
+            done = future.result(timeout=max(0.1, self._deadline + GRACE - time.monotonic()))
+        except FutureTimeoutError as error:
+            raise timed_out(self.service.options.timeout) from error
+        return Generation(text=done.text, token_ids=done.token_ids, finished=done.finished)

@@ -36,6 +36,7 @@ class Answers:
         self.id: str | None = None
         self._task: asyncio.Task[None] | None = None
         self._following: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     @property
     def busy(self) -> bool:
@@ -69,6 +70,7 @@ class Answers:
 
     async def close(self) -> None:
         """Stop everything."""
+        self._closed = True
         tasks = [task for task in (self._task, *self._following) if task is not None]
         for task in tasks:
             task.cancel()
@@ -93,7 +95,7 @@ class Answers:
         finally:
             if turn is not None:
                 turn.cancel()
-        if turn is not None and self.session.transcribes:
+        if turn is not None and self.session.transcribes and not self._closed:
             self._follow(turn)
 
     async def _events(
@@ -147,7 +149,11 @@ class Answers:
         named = {"item_id": turn.item_id, "content_index": 0}
         try:
             text = await self._heard(turn)
-        except ApiError as error:
+        except Exception as failure:
+            error = failure if isinstance(failure, ApiError) else None
+            if error is None:
+                logger.exception("the transcript of a turn failed")
+                error = ApiError(500, "the model failed on this turn; the log says how", code="internal_error")
             kind = "conversation.item.input_audio_transcription.failed"
             return await self.session.send(kind, **named, error=error.body())
         await self.session.send(
@@ -161,7 +167,8 @@ class Answers:
         """A turn's words, by the same rules as those of a file: empty where nothing is said, or the model is unsure.
 
         Raises:
-            ApiError: the server is full or stops, the time is up, or the model failed.
+            ApiError: the server stops, the time is up, or the model failed.
+            AuraError: the turn cannot be transcribed.
         """
         service = self.session.service
         listener = Listener(service, self.session.served)
@@ -173,10 +180,8 @@ class Answers:
 
         try:
             heard = await anyio.to_thread.run_sync(work, limiter=service.threads, abandon_on_cancel=True)
-        except AuraError as error:
-            raise of_aura_error(error) from error
         finally:
             listener.leave()  # or a thread would wait for who has gone
         if isinstance(heard, AuraError):
-            raise of_aura_error(heard)
+            raise heard
         return heard.text
