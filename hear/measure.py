@@ -1,6 +1,6 @@
 """Every figure of the README's hearing table, by `aura evaluate`; a set whose report stands is not asked again.
 
-    python hear/measure.py [--adapter checkpoints/hear-270m] [--undistilled runs/hear-undistilled/checkpoint]
+    python hear/measure.py [--adapter checkpoints/hear-270m] [--undistilled runs/hear-undistilled/shipped]
         [--data runs/hear/data] [--out runs/hear/measured] [--only orders digits ...] [--restart]
 
 Prints the table and writes it as OUT/table.json and OUT/table.md. Each set's own report, with every answer, lies in

@@ -75,7 +75,18 @@ def prepare(speech: Path, out: Path) -> None:
     )
     for folder in sorted(path.parent for path in out.glob("*/manifest.jsonl")):
         spoken(folder, out)
-    halve_noise(speech / "noise" / "kitchen.opus", out)
+    halve_noise(kitchen(speech / "noise"), out)
+
+
+def kitchen(folder: Path) -> Path:
+    """The recording of noise, whichever its format.
+
+    Raises:
+        DataError: none is there.
+    """
+    if found := sorted(folder.glob("kitchen.*")):
+        return found[0]
+    raise DataError(f"{folder} holds no kitchen.wav or the like; hear/README.md says where it is from")
 
 
 def convert(source: Path, out: Path, change: Callable[[Row], Row], name: str | None = None) -> bool:
