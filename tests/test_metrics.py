@@ -323,6 +323,16 @@ def test_interval_of_a_share_is_as_wide_as_the_binomial() -> None:
     assert (high - low) / 2 == pytest.approx(half_width, rel=0.1)
 
 
+@pytest.mark.parametrize("count", [1, 20, 240])
+def test_no_error_among_few_items_is_not_certainty(count: int) -> None:
+    low, high = bootstrap_interval([0] * count, [1] * count)
+    assert low == 0 and (1 - high) ** count == pytest.approx(
+        0.025
+    )  # of that rate, so few errors are just likely enough
+    assert bootstrap_interval([1] * count, [1] * count) == (pytest.approx(1 - high), 1.0)
+    assert bootstrap_interval([0] * count, [3] * count) == (0.0, 0.0)  # words of one clip err together: no such bound
+
+
 def test_interval_without_spread_and_without_weight() -> None:
     assert bootstrap_interval([2, 2], [4, 4]) == (0.5, 0.5)
     low, high = bootstrap_interval([1, 0], [0, 1])  # draws of the silent clip alone have no rate

@@ -44,7 +44,9 @@ def bootstrap_interval(
 
     Items are drawn whole, since the words of one clip err together (Bisani and Ney 2004, *Bootstrap estimates
     for confidence intervals in ASR performance evaluation*). Draws without any weight (silent clips only) are
-    left out. It only knows the items it is given: without a single error it says (0, 0).
+    left out. It only knows the items it is given: without a single error it would say (0, 0). Where the items are right or
+    wrong as a whole (weights of 1) and all are alike, the end that is not 0 or 1 is the exact binomial one (Clopper and
+    Pearson 1934, *The use of confidence or fiducial limits*).
 
     Args:
         per_item_errors: (n,) errors, e.g. wrong words.
@@ -71,6 +73,10 @@ def bootstrap_interval(
             f"bootstrap_interval got {len(weights)} items with a total weight of {weights.sum():g}; "
             "expected a positive one. Leave the interval out where the rate itself is undefined."
         )
+    tail = (1 - confidence) / 2
+    if (weights == 1).all() and errors.min() == errors.max() and errors[0] in (0, 1):
+        end = tail ** (1 / len(errors))
+        return (end, 1.0) if errors[0] else (0.0, 1 - end)
     rng = np.random.default_rng(seed)
     ratios = []
     for _ in range(samples):  # one draw at a time: samples x items at once is too much memory for large sets
@@ -78,7 +84,6 @@ def bootstrap_interval(
         weight = weights[drawn].sum()
         if weight > 0:
             ratios.append(errors[drawn].sum() / weight)
-    tail = (1 - confidence) / 2
     low, high = np.quantile(ratios, [tail, 1 - tail])
     return float(low), float(high)
 
