@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from aura.training.state import read_log
 
 COLOURS = {"with distillation": "#1b6ca8", "without": "#d1495b"}
 SMOOTH = 3  # logged points averaged, as each is one batch's
@@ -50,8 +51,10 @@ def read_run(folder: Path, stages: int | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     before = 0
     for log in logs[:stages]:
-        own = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        rows += [row | {"at": before + row["step"], "stage": log.parent.name} for row in own if "step" in row]
+        own = [row | {"at": before + row["step"], "stage": log.parent.name} for row in read_log(log) if "step" in row]
+        if not own:
+            break  # a stage that has just begun
+        rows += own
         before = rows[-1]["at"]
     return rows
 

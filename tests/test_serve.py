@@ -247,6 +247,22 @@ def test_scoring_keeps_to_the_deadline_and_names_failures(specs: dict[str, str])
         assert raised.value.status == 499
 
 
+def test_a_window_that_never_comes_back_ends_in_time(specs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aura.serve.listener.GRACE", 0.1)
+    [served] = load_all({"one": specs["one"]}).values()
+    jobs: list[Any] = []
+    service = SimpleNamespace(
+        options=SimpleNamespace(timeout=0.2),
+        scheduler=SimpleNamespace(submit=jobs.append),  # and nothing more: the model hangs
+        job=lambda *_, **__: object(),
+    )
+    listener = Listener(service, served)  # type: ignore[arg-type]
+    question = Example(id="q", messages=[], waveforms=[])
+    with pytest.raises(ApiError) as raised:
+        listener.generate([question], max_new_tokens=2, batch_tokens=64)
+    assert raised.value.status == 504 and len(jobs) == 1
+
+
 def test_a_long_recording_goes_by_windows(client: openai.OpenAI, specs: dict[str, str]) -> None:
     data = wav(34.0, form="FLAC")
     [expected] = load(specs["one"], device="cpu").transcribe([data], max_new_tokens=TOKENS)  # type: ignore[misc]

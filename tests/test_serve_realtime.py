@@ -20,6 +20,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from aura.inference.engine import load
+from aura.serve.realtime_answers import Answers
 from aura.serve.server import Server
 from aura.serve.turn import Turn
 
@@ -288,6 +289,38 @@ def test_cancelling_ends_an_answer_early(server: Server) -> None:
             assert done["status"] == "cancelled" and done["output"][0]["status"] == "incomplete"
         talk.configure(max_output_tokens=3)
         assert talk.answer() is not None
+
+
+def test_who_leaves_during_an_answer_is_owed_no_transcript(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    followed: list[Turn] = []
+    monkeypatch.setattr(Answers, "_follow", lambda answers, turn: followed.append(turn))
+    for leaves in (True, False):
+        with Talk(server) as talk:
+            talk.configure(
+                audio=fmt(16_000, transcription={"model": "whatever"}), max_output_tokens=400 if leaves else 2
+            )
+            talk.speak(pcm_at(16_000))
+            talk.send("input_audio_buffer.commit")
+            talk.send("response.create")
+            talk.until("response.output_text.delta" if leaves else "response.done")
+        assert until(lambda: server.service.sessions == 0)
+        assert len(followed) == (0 if leaves else 1)
+
+
+def test_a_transcript_that_fails_is_said_and_logged(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("the ear is full")
+
+    monkeypatch.setattr("aura.serve.realtime_answers.transcribe_each", broken)
+    with Talk(server) as talk:
+        talk.configure(audio=fmt(16_000, transcription={"model": "whatever"}), max_output_tokens=TOKENS)
+        talk.speak(pcm_at(16_000))
+        talk.send("input_audio_buffer.commit")
+        assert talk.answer()
+        failed = talk.until("conversation.item.input_audio_transcription.failed")
+    assert failed["error"]["code"] == "internal_error" and "the ear is full" in caplog.text
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
