@@ -145,7 +145,7 @@ def draw(found: Runs, path: Path) -> None:
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(3.1 * columns, 2.4 * lines), sharex=True, sharey=True, squeeze=False
+        lines, columns, figsize=(3.1 * columns, 2.2 * lines + 1.4), sharex=True, sharey=True, squeeze=False
     )
     for ax in axes.flat[len(names) :]:
         ax.axis("off")
@@ -156,8 +156,8 @@ def draw(found: Runs, path: Path) -> None:
             ax.plot(*held_out(rows, "loss"), color="#d1495b", marker=".")
         ax.set_title(VARIATIONS[name][0], fontsize=10)
         ax.grid(alpha=0.3)
-    figure.supxlabel("step")
-    figure.supylabel("held-out loss, nats a token")
+    figure.supxlabel("step", fontsize=10)
+    figure.supylabel("held-out loss, nats a token", fontsize=10)
     figure.suptitle("grey: the recipe, a line a seed; red: with one change", fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
