@@ -93,14 +93,14 @@ def train_missing(options: argparse.Namespace, name: str, seed: int) -> int | No
         AuraError: no such recipe, a run of another one, or what `train` raises.
     """
     recipe = recipe_of(options, name, seed)
-    if is_finished(recipe):
+    if finished_log(recipe) is not None:
         return None
     print(f"{recipe.run.out}: {VARIATIONS[name][0]}, seed {seed}", file=sys.stderr)
     return train(recipe, resume=True, more_follow=True).signal
 
 
-def is_finished(recipe: Recipe) -> bool:
-    """Whether its last look at held-out speech, which comes behind the last step, has been written down.
+def finished_log(recipe: Recipe) -> Rows | None:
+    """The log of a run that has taken its last look at held-out speech, which comes behind the last step.
 
     Raises:
         DataError: what lies there was trained from another recipe.
@@ -113,18 +113,18 @@ def is_finished(recipe: Recipe) -> bool:
             raise DataError(
                 f"{run} was trained from another recipe: {'; '.join(different)}. Give another --out, or remove that folder"
             )
-    return max((row["step"] for row in rows if row.get("kind") == "valid"), default=0) >= recipe.run.steps
+    last = max((row["step"] for row in rows if row.get("kind") == "valid"), default=0)
+    return rows if last >= recipe.run.steps else None
 
 
 def finished(options: argparse.Namespace) -> Runs:
-    """The logs of all finished runs there are, in the order of `VARIATIONS`."""
+    """The logs of all finished runs there are, in the order of `VARIATIONS`, then of seeds."""
     found: dict[str, dict[int, Rows]] = {}
     for name in VARIATIONS:
-        seeds = sorted(int(run.name.rpartition("-")[2]) for run in options.out.glob(f"{name}-[0-9]*"))
-        recipes = {seed: recipe_of(options, name, seed) for seed in seeds}
-        done = {s: read_log(Path(r.run.out) / "log.jsonl") for s, r in recipes.items() if is_finished(r)}
-        if done:
-            found[name] = done
+        endings = [run.name.removeprefix(f"{name}-") for run in options.out.glob(f"{name}-*")]
+        for seed in sorted(int(ending) for ending in endings if ending.isdecimal()):
+            if (rows := finished_log(recipe_of(options, name, seed))) is not None:
+                found.setdefault(name, {})[seed] = rows
     return found
 
 
@@ -149,7 +149,7 @@ def draw(found: Runs, path: Path) -> None:
     )
     for ax in axes.flat[len(names) :]:
         ax.axis("off")
-    for name, ax in zip(names, axes.flat, strict=False):
+    for name, ax in zip(names, axes.flat[: len(names)], strict=True):
         for rows in found[BASE].values():
             ax.plot(*held_out(rows, "loss"), color="#9a9a9a", linewidth=2.5)
         for rows in found[name].values():
@@ -161,7 +161,9 @@ def draw(found: Runs, path: Path) -> None:
     figure.suptitle("grey: the recipe, a line a seed; red: with one change", fontsize=10)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    temporary = path.with_name(f".{path.name}.tmp.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
     plt.close(figure)
 
 

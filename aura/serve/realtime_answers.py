@@ -13,7 +13,7 @@ from aura.audio.waveform import SAMPLE_RATE
 from aura.errors import AuraError
 from aura.inference.transcribe import Transcript, transcribe_each
 from aura.serve.conversation import Conversation
-from aura.serve.failures import ApiError, of_aura_error
+from aura.serve.failures import ApiError, model_failed, of_aura_error
 from aura.serve.jobs import Completion, Job, Piece
 from aura.serve.listener import WINDOW_TOKENS, Listener
 from aura.serve.realtime_events import ResponseFields, new_id
@@ -150,10 +150,9 @@ class Answers:
         try:
             text = await self._heard(turn)
         except Exception as failure:
-            error = failure if isinstance(failure, ApiError) else None
-            if error is None:
+            if not isinstance(failure, ApiError):
                 logger.exception("the transcript of a turn failed")
-                error = ApiError(500, "the model failed on this turn; the log says how", code="internal_error")
+            error = failure if isinstance(failure, ApiError) else model_failed(failure)
             kind = "conversation.item.input_audio_transcription.failed"
             return await self.session.send(kind, **named, error=error.body())
         await self.session.send(
