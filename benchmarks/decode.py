@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ttft import save, write
+from ttft import write
 
 STOCK, LEAN = "transformers generate", "aura lean"
 SCREENED = {"aura lean screened": None, "aura float32 screened": "float32", "aura float16 screened": "float16"}
@@ -398,10 +398,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    from aura.figures import pyplot, save_figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot("plotting a benchmark")
 
     names = list(result["tokens_per_second"])[::-1]
     figure, axis = plt.subplots(figsize=(7, 0.4 * len(names) + 1.2))
@@ -409,8 +408,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axis.barh(names, [result["tokens_per_second"][n] for n in names], height=0.5, label="measured")
     axis.set(xlabel="tokens a second, batch 1", title=f"Decoding on {result['threads']} CPU thread(s)")
     axis.legend(frameon=False)
-    save(figure, path)
-    plt.close(figure)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ttft import CHUNK, RATE, read_speech, save, write
+from ttft import CHUNK, RATE, read_speech, write
 
 AIM = 8  # the target: speakers at once, on two cores
 
@@ -202,10 +202,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    from aura.figures import pyplot, save_figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot("plotting a benchmark")
 
     levels = [level for level in result["levels"] if level["median"] is not None]
     figure, axis = plt.subplots(figsize=(7, 4))
@@ -221,8 +220,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    save(figure, path)
-    plt.close(figure)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from throughput_routes import AURA, BATCHED, BRIDGE, CASCADE, Setting, open_contender
-from ttft import RATE, read_speech, save, write
+from ttft import RATE, read_speech, write
 
 AIM, AT_BATCH = 3.0, 8  # the target: aura over the cascade
 LOOPING = 5.0  # words a second that nobody speaks: an ASR that repeats itself
@@ -138,7 +138,8 @@ def open_hosts(options: argparse.Namespace, stack: ExitStack) -> tuple[dict[str,
     for name in options.routes:
         print(f"opening {name}", file=sys.stderr)
         try:
-            host: Any = stack.enter_context(closing(RouteProcess(partial(open_contender, name, setting))))
+            opener: Any = partial(open_contender, name, setting)  # it times no single token and scores nothing
+            host: Any = stack.enter_context(closing(RouteProcess(opener)))
             # Libraries allocate and choose kernels on their first call; the longest clip also shows who cannot take it.
             answer(host, read_clips(options.audio, max(options.seconds), 1), options)
         except (AuraError, RouteBroke) as error:
@@ -279,10 +280,9 @@ def line(title: str, batches: list[int], cells: dict[str, str]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    from aura.figures import pyplot, save_figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot("plotting a benchmark")
 
     tables, batches = result["tables"], sorted(set(result["settings"]["batches"]))
     figure, axes = plt.subplots(len(tables), 2, figsize=(11, 4 * len(tables)), squeeze=False)
@@ -299,9 +299,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             axis.minorticks_off()
             axis.grid(alpha=0.3)
         left.legend(frameon=False)
-    figure.tight_layout()
-    save(figure, path)
-    plt.close(figure)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -211,10 +211,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    from aura.figures import pyplot, save_figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot("plotting a benchmark")
 
     figure, axis = plt.subplots(figsize=(7, 2.6))
     left = 0.0
@@ -227,8 +226,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         title=f"Where a training step goes (utilisation {result['utilisation']:.2f})",
     )
     axis.legend(ncols=3, frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.35))
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ def bridge(options: argparse.Namespace, llm: str, shelf: Any, *, silence_seconds
 def ratios(medians: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """The targets, where their lengths and routes were measured."""
     streaming = medians.get(STREAMING, {})
-    found = []
+    found: list[dict[str, Any]] = []
     if "60" in streaming and "2" in streaming:
         found.append({"what": "streaming, 60 s over 2 s", "ratio": streaming["60"] / streaming["2"], "at_most": FLAT})
     for name, least in ((CASCADE, BELOW_CASCADE), (BRIDGE, BELOW_BRIDGE), (PADDED, BELOW_BRIDGE)):
@@ -296,10 +296,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    from aura.figures import pyplot, save_figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot("plotting a benchmark")
 
     figure, axis = plt.subplots(figsize=(7, 4))
     for name, row in result["median_seconds"].items():
@@ -316,14 +315,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    save(figure, path)
-    plt.close(figure)
-
-
-def save(figure: Any, path: Path) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    figure.savefig(temporary, dpi=110, bbox_inches="tight", format="png")
-    os.replace(temporary, path)
+    save_figure(figure, path, bbox_inches="tight")
 
 
 def write(path: Path, text: str) -> None:

@@ -171,12 +171,11 @@ def show_shipped() -> None:
 
 def draw(rows: list[dict[str, Any]], accuracy: float) -> Path:
     """Loss and accuracy over training, and who was mistaken for whom."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
 
+    from aura.figures import pyplot, save_figure
+
+    plt = pyplot("plotting the demo")
     log = [json.loads(line) for line in (OUT / "log.jsonl").read_text().splitlines()]
     train = [row for row in log if row["kind"] == "train"]
     valid = [row for row in log if row["kind"] == "valid"]
@@ -206,9 +205,7 @@ def draw(rows: list[dict[str, Any]], accuracy: float) -> Path:
     right.set_xticks(range(11), [*words, "other"], rotation=45)
     right.set_yticks(range(10), words)
     right.set(xlabel="heard", ylabel="said", title="Held-out speaker")
-    figure.tight_layout()
-    figure.savefig(OUT / "demo.png", dpi=110)
-    return OUT / "demo.png"
+    return save_figure(figure, OUT / "demo.png")
 
 
 def say(text: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from aura.cli_train import parse_overrides
 from aura.config import Recipe
 from aura.errors import AuraError, DataError, RecipeError
+from aura.figures import pyplot, save_figure
 from aura.stages import read_stages
 from aura.training.loop import train
 from aura.training.run_folder import changed_fields
@@ -136,10 +137,7 @@ def held_out(rows: Rows, field: str) -> tuple[list[int], list[float]]:
 
 def draw(found: Runs, path: Path) -> None:
     """Held-out loss by step, a panel for each variation, the base's grey in all of them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot("plotting ablations")
 
     names = [name for name in found if name != BASE] or [BASE]
     columns = min(4, len(names))
@@ -159,12 +157,7 @@ def draw(found: Runs, path: Path) -> None:
     figure.supxlabel("step", fontsize=10)
     figure.supylabel("held-out loss, nats a token", fontsize=10)
     figure.suptitle("grey: the recipe, a line a seed; red: with one change", fontsize=10)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def table(found: Runs) -> list[str]:

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from aura.errors import AuraError
+from aura.figures import pyplot, save_figure
 from aura.training.state import read_log
 
 COLOURS = {"with distillation": "#1b6ca8", "without": "#d1495b"}
@@ -31,10 +33,10 @@ def main() -> int:
     sides = {"with distillation": options.on, "without": options.off}
     try:
         runs = {side: [read_run(folder, options.stages) for folder in folders] for side, folders in sides.items()}
-    except (OSError, ValueError) as error:
+        draw(runs, options.out.with_suffix(".png"))
+    except (AuraError, OSError, ValueError) as error:
         print(f"hear/curves.py: {error}", file=sys.stderr)
         return 2
-    draw(runs, options.out.with_suffix(".png"))
     print("\n".join(table(runs)))
     return 0
 
@@ -65,10 +67,7 @@ def metric_of(row: dict[str, Any]) -> tuple[str, float] | None:
 
 
 def draw(runs: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    plt = pyplot("plotting learning curves")
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4))
     for side, each in runs.items():
@@ -91,11 +90,7 @@ def draw(runs: dict[str, list[list[dict[str, Any]]]], path: Path) -> None:
     left.set(xlabel="step", ylabel="nats a token", ylim=(0, 3), title="Training loss of the answer")
     right.set(xlabel="step", ylim=(0, None), title="Held-out figure of the stage")
     left.legend(frameon=False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    figure.savefig(temporary, dpi=110)
-    temporary.replace(path)
+    save_figure(figure, path)
 
 
 def mean(values: list[float]) -> float:

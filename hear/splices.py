@@ -104,7 +104,7 @@ def write_splices(options: argparse.Namespace) -> None:
             name = f"audio/{number:05d}.opus"
             soundfile.write(folder / name, wave_N, SAMPLE_RATE, format="OGG", subtype="OPUS")
             slots = dict(sorted((piece.slot, piece.value) for piece in pieces if piece.slot))
-            row = {
+            row: dict[str, Any] = {
                 "audio": name,
                 "seconds": round(len(wave_N) / SAMPLE_RATE, 3),
                 "transcript": " ".join(piece.text for piece in pieces),

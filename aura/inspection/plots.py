@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from aura.errors import require
+from aura.figures import pyplot, save_figure
 
 COLOURS = {"student": "#1b6ca8", "stock": "#d1495b", "untrained": "#9a9a9a", "teacher": "#2e933c"}
 LABELS = {
@@ -25,25 +24,22 @@ def draw(numbers: dict[str, Any], names: tuple[str, ...], folder: Path) -> list[
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    matplotlib = require("matplotlib", extra="train", purpose="plotting an inspection")
-    matplotlib.use("Agg")
+    plt = pyplot("plotting an inspection")
     matrices = {name: np.asarray(numbers["cosine"][name]["matrix"], float) for name in names}
     aligned = {name: np.asarray(numbers["cka"][name], float) for name in names}
     drawn = [
-        _save(_cosine(numbers, names), folder / "cosine.png"),
-        _save(_heat_maps(matrices, "cosine of fitted heads, held-out half"), folder / "cosine_matrix.png"),
-        _save(_heat_maps(aligned, "debiased linear CKA"), folder / "cka.png"),
+        save_figure(_cosine(plt, numbers, names), folder / "cosine.png"),
+        save_figure(_heat_maps(plt, matrices, "cosine of fitted heads, held-out half"), folder / "cosine_matrix.png"),
+        save_figure(_heat_maps(plt, aligned, "debiased linear CKA"), folder / "cka.png"),
     ]
     ran = {title: probe for title, probe in numbers["probes"].items() if "left_out" not in probe}
     if ran:
-        drawn.append(_save(_probes(ran), folder / "probes.png"))
+        drawn.append(save_figure(_probes(plt, ran), folder / "probes.png"))
     return drawn
 
 
-def _cosine(numbers: dict[str, Any], names: tuple[str, ...]) -> Any:
+def _cosine(plt: Any, numbers: dict[str, Any], names: tuple[str, ...]) -> Any:
     """Left: each LLM layer's nearest teacher layer. Right: the last teacher layer alone."""
-    import matplotlib.pyplot as plt
-
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
     for name in names:
         found = {key: np.asarray(numbers["cosine"][name][key], float) for key in ("matrix", "low", "high")}
@@ -63,9 +59,7 @@ def _cosine(numbers: dict[str, Any], names: tuple[str, ...]) -> Any:
     return figure
 
 
-def _heat_maps(matrices: dict[str, np.ndarray], title: str) -> Any:
-    import matplotlib.pyplot as plt
-
+def _heat_maps(plt: Any, matrices: dict[str, np.ndarray], title: str) -> Any:
     top = max(0.1, *(float(np.nanmax(matrix)) if not np.isnan(matrix).all() else 0.0 for matrix in matrices.values()))
     figure, axes = plt.subplots(
         1, len(matrices), figsize=(3.6 * len(matrices) + 1, 4.6), sharey=True, squeeze=False, layout="constrained"
@@ -82,9 +76,7 @@ def _heat_maps(matrices: dict[str, np.ndarray], title: str) -> Any:
     return figure
 
 
-def _probes(probes: dict[str, Any]) -> Any:
-    import matplotlib.pyplot as plt
-
+def _probes(plt: Any, probes: dict[str, Any]) -> Any:
     columns = min(2, len(probes))
     rows = -(-len(probes) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 4.0 * rows), squeeze=False)
@@ -106,18 +98,3 @@ def _probes(probes: dict[str, Any]) -> Any:
         axis.set_ylim(min(0.0 if probe["metric"] == "accuracy" else 0.4, axis.get_ylim()[0]), 1.02)
     axes[0][0].legend(frameon=False, fontsize=8)
     return figure
-
-
-def _save(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    try:
-        if figure.get_layout_engine() is None:
-            figure.tight_layout()
-        figure.savefig(temporary, dpi=110)
-        os.replace(temporary, path)
-    finally:
-        plt.close(figure)
-        temporary.unlink(missing_ok=True)
-    return path

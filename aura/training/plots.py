@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from aura.errors import require
+from aura.figures import pyplot, save_figure
 from aura.training.state import read_log
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8d6a9f")
@@ -18,22 +17,19 @@ def plot_run(run: Path) -> list[Path]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    matplotlib = require("matplotlib", extra="train", purpose="plotting a run")
-    matplotlib.use("Agg")
+    plt = pyplot("plotting a run")
     rows = read_log(run / "log.jsonl")
     train = [row for row in rows if row["kind"] == "train"]
     valid = [row for row in rows if row["kind"] == "valid"]
     if not train:
         return []
-    drawn = [_save(_losses(train, valid), run / "loss.png")]
+    drawn = [save_figure(_losses(plt, train, valid), run / "loss.png")]
     if train[-1].get("cosines"):
-        drawn.append(_save(_layers(train, valid), run / "layers.png"))
+        drawn.append(save_figure(_layers(plt, train, valid), run / "layers.png"))
     return drawn
 
 
-def _losses(train: list[dict[str, Any]], valid: list[dict[str, Any]]) -> Any:
-    import matplotlib.pyplot as plt
-
+def _losses(plt: Any, train: list[dict[str, Any]], valid: list[dict[str, Any]]) -> Any:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
     steps = [row["step"] for row in train]
     left.plot(steps, [row["loss"] for row in train], color=COLOURS[0], label="cross entropy, training")
@@ -61,9 +57,7 @@ def _losses(train: list[dict[str, Any]], valid: list[dict[str, Any]]) -> Any:
     return figure
 
 
-def _layers(train: list[dict[str, Any]], valid: list[dict[str, Any]]) -> Any:
-    import matplotlib.pyplot as plt
-
+def _layers(plt: Any, train: list[dict[str, Any]], valid: list[dict[str, Any]]) -> Any:
     figure, axis = plt.subplots(figsize=(7, 4.2))
     names = train[-1]["pairs"]
     shades = plt.get_cmap("viridis")
@@ -78,14 +72,3 @@ def _layers(train: list[dict[str, Any]], valid: list[dict[str, Any]]) -> Any:
     axis.set(xlabel="optimiser step", ylabel="cosine", title="Distillation per layer (dots: held out)", ylim=(None, 1))
     axis.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _save(figure: Any, path: Path) -> Path:
-    import matplotlib.pyplot as plt
-
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-    figure.tight_layout()
-    figure.savefig(temporary, dpi=110)
-    plt.close(figure)
-    os.replace(temporary, path)
-    return path
