@@ -34,7 +34,7 @@ def bundle(
     from aura.stages import read_stages
 
     stages = read_stages(recipe, parse_overrides(overrides))
-    made = make_bundle(stages, out, archive_mb=archive_mb, opus=opus, compact=compact)
+    made = make_bundle(stages, out, archive_mb=archive_mb, opus=opus, compact=compact, show_progress=True)
     print(
         f"{made.rows} rows, {made.seconds / 3600:.2f} hours, {len(made.index.files)} files: {made.bytes / MEGABYTE:.1f} MB in "
         f"{len(made.index.archives)} archives in {made.folder}. Train there with: aura train --bundle {made.folder}"

@@ -6,17 +6,18 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-Advance = Callable[[int, float], None]  # items done, seconds of audio in them
+Advance = Callable[[int, float], None]  # items done, what the rate counts in them: seconds of audio, mostly
 
 
 @contextlib.contextmanager
-def audio_progress(title: str, total: int | None, *, show: bool = True) -> Iterator[Advance]:
-    """A bar that counts items, with the audio-seconds done per second; nothing where stderr is no terminal.
+def audio_progress(title: str, total: int | None, *, show: bool = True, unit: str = "audio-s") -> Iterator[Advance]:
+    """A bar that counts items, with the seconds of audio done per second; nothing where stderr is no terminal.
 
     Args:
         title: in front of the bar.
         total: items; None for a bar without an end.
         show: False gives a function that does nothing.
+        unit: of the rate.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -31,12 +32,12 @@ def audio_progress(title: str, total: int | None, *, show: bool = True) -> Itera
     )
     with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
         task = bar.add_task(title, total=total, rate="")
-        start, heard = time.monotonic(), 0.0
+        start, done = time.monotonic(), 0.0
 
         def advance(items: int, seconds: float) -> None:
-            nonlocal heard
-            heard += seconds
-            rate = heard / max(1e-6, time.monotonic() - start)
-            bar.update(task, advance=items, rate=f"{rate:.1f} audio-s/s")
+            nonlocal done
+            done += seconds
+            rate = done / max(1e-6, time.monotonic() - start)
+            bar.update(task, advance=items, rate=f"{rate:.1f} {unit}/s")
 
         yield advance

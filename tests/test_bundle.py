@@ -99,6 +99,13 @@ def test_what_is_no_bundle_says_so(tmp_path):
         pack([], tmp_path, name="x", archive_mb=0, facts={})
 
 
+def test_packing_tells_of_every_file_and_its_megabytes(tmp_path: Path) -> None:
+    told: list[tuple[int, float]] = []
+    files = [("a", b"x" * 500_000), ("b", b"y" * 250_000)]
+    pack(files, tmp_path, name="x", archive_mb=1, facts={}, advance=lambda count, size: told.append((count, size)))
+    assert told == [(1, 0.5), (1, 0.25)]
+
+
 # ---------------------------------------------------------------- the code and the models
 
 

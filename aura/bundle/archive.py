@@ -20,6 +20,7 @@ from typing import Any
 
 from aura.errors import DataError
 from aura.evaluation.json_text import replace_text
+from aura.progress import Advance
 
 FORMAT = 1
 MEGABYTE = 1_000_000  # bytes
@@ -56,13 +57,20 @@ class Index:
 
 
 def pack(
-    files: Iterable[tuple[str, Path | bytes]], folder: Path, *, name: str, archive_mb: float, facts: Mapping[str, Any]
+    files: Iterable[tuple[str, Path | bytes]],
+    folder: Path,
+    *,
+    name: str,
+    archive_mb: float,
+    facts: Mapping[str, Any],
+    advance: Advance | None = None,
 ) -> Index:
     """Write archives and their index into a folder.
 
     Args:
         files: name inside the archives, and the file or its bytes; read one after the other.
         archive_mb: size of an archive, millions of bytes.
+        advance: told of every file packed, and its millions of bytes.
 
     Raises:
         DataError: an archive size that makes no sense, or a file that cannot be read.
@@ -72,7 +80,10 @@ def pack(
     entries: list[Entry] = []
     with _Cut(folder, name, int(archive_mb * MEGABYTE)) as cut:
         with tarfile.open(fileobj=cut, mode="w|", bufsize=BLOCK, format=tarfile.PAX_FORMAT) as tar:
-            entries += [_add(tar, inside, source) for inside, source in files]
+            for inside, source in files:
+                entries.append(_add(tar, inside, source))
+                if advance is not None:
+                    advance(1, entries[-1].bytes / MEGABYTE)
         archives = cut.finish()
     index = Index(archives=archives, files=tuple(entries), facts=dict(facts))
     tree = {"format": FORMAT, **facts, "archives": [asdict(e) for e in archives], "files": [asdict(e) for e in entries]}

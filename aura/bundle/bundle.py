@@ -22,6 +22,7 @@ from aura.bundle.contents import Contents, collect_contents
 from aura.bundle.source import source_digest, source_name, source_tar
 from aura.config import Recipe
 from aura.errors import DataError
+from aura.progress import audio_progress
 from aura.student.files import whole_folder
 
 NAME = "bundle"
@@ -69,6 +70,7 @@ def make_bundle(
     archive_mb: float,
     opus: bool = False,
     compact: bool = False,
+    show_progress: bool = False,
 ) -> Bundle:
     """Pack a recipe with all it needs.
 
@@ -77,6 +79,7 @@ def make_bundle(
         out: folder to make; must not hold anything.
         archive_mb: size of an archive, millions of bytes.
         opus, compact: see `collect_contents`.
+        show_progress: bars on a terminal, one for each source of recordings and one for the archives.
 
     Raises:
         AuraError: something the recipe names cannot be read, or the folder cannot be written; nothing is left then.
@@ -86,7 +89,7 @@ def make_bundle(
         raise DataError(f"{target} holds files already; expected a new folder. Choose another --out")
     with tempfile.TemporaryDirectory() as work:
         recipe = stages[0][1]
-        contents = collect_contents(stages, Path(work), opus=opus, compact=compact)
+        contents = collect_contents(stages, Path(work), opus=opus, compact=compact, show_progress=show_progress)
         with whole_folder(target) as folder:
             code = source_tar()
             (folder / source_name()).write_bytes(code)
@@ -102,7 +105,8 @@ def make_bundle(
                 "models": [asdict(model) for model in contents.models],
                 "originals": dict(contents.originals),
             }
-            index = pack(contents.files, folder, name=NAME, archive_mb=archive_mb, facts=facts)
+            with audio_progress("packing", len(contents.files), show=show_progress, unit="MB") as advance:
+                index = pack(contents.files, folder, name=NAME, archive_mb=archive_mb, facts=facts, advance=advance)
             (folder / "README.md").write_text(_readme(recipe, contents, index), encoding="utf-8")
     return Bundle(folder=target, index=index, rows=contents.rows, seconds=contents.seconds)
 

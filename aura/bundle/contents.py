@@ -24,6 +24,7 @@ from aura.data.converters import extract_part
 from aura.data.manifest import row_from_utterance
 from aura.data.utterance import AudioRef, Utterance
 from aura.errors import ModelError, RecipeError
+from aura.progress import Advance, audio_progress
 from aura.references import resolve
 from aura.references.packages import file_sha256, join_parts, normalize_name, split_model
 from aura.stages import root_of, stages_tree
@@ -65,7 +66,12 @@ class Contents:
 
 
 def collect_contents(
-    stages: Sequence[tuple[str, Recipe]], work: Path, *, opus: bool = False, compact: bool = False
+    stages: Sequence[tuple[str, Recipe]],
+    work: Path,
+    *,
+    opus: bool = False,
+    compact: bool = False,
+    show_progress: bool = False,
 ) -> Contents:
     """Read everything a recipe names.
 
@@ -75,6 +81,7 @@ def collect_contents(
         opus: encode lossless recordings as Ogg Opus, 16 kHz mono.
         compact: pack an LLM that comes as a GGUF package in that form, a fifth of the size; opening the bundle unpacks it
             and needs the package `gguf`.
+        show_progress: a bar for each source of recordings, on a terminal.
 
     Raises:
         RecipeError: the recipe names no training data.
@@ -89,7 +96,7 @@ def collect_contents(
             f"run.init_from is {first.run.init_from}, which a bundle does not pack; expected null. Copy that checkpoint yourself "
             "and name it there: aura train --bundle DIR --run.init_from CHECKPOINT"
         )
-    data = _Data(_Audio(work, opus=opus))
+    data = _Data(_Audio(work, opus=opus), show_progress)
     noises: dict[str, str] = {}  # file -> name inside
     trees = []
     for name, recipe in stages:
@@ -113,8 +120,8 @@ def collect_contents(
 class _Data:
     """The manifests of all stages, each source once for every way it is read."""
 
-    def __init__(self, audio: _Audio) -> None:
-        self.audio = audio
+    def __init__(self, audio: _Audio, show_progress: bool) -> None:
+        self.audio, self.show_progress = audio, show_progress
         self.manifests: dict[str, bytes] = {}
         self.originals: dict[str, str] = {}
         self.rows, self.seconds = 0, 0.0
@@ -127,14 +134,15 @@ class _Data:
         if key not in names:
             inside = names[key] = f"data/{part}-{len(names)}.jsonl"
             found = read_source(data, source)
-            self.manifests[inside] = _manifest(found, self.audio)
+            with audio_progress(f"reading {source}", len(found), show=self.show_progress) as advance:
+                self.manifests[inside] = _manifest(found, self.audio, advance)
             self.originals[inside] = source
             self.rows += len(found)
             self.seconds += sum(utterance.seconds for utterance in found)
         return names[key]
 
 
-def _manifest(utterances: Sequence[Utterance], audio: _Audio) -> bytes:
+def _manifest(utterances: Sequence[Utterance], audio: _Audio, advance: Advance) -> bytes:
     lines = []
     for utterance in utterances:
         parts = tuple(audio.add(part) for part in utterance.audio)
@@ -142,6 +150,7 @@ def _manifest(utterances: Sequence[Utterance], audio: _Audio) -> bytes:
         # Written out, whatever follows from the other fields: data.prompt is in them already.
         row |= {"id": utterance.id, "messages": list(utterance.messages), "task": utterance.task}
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+        advance(1, utterance.seconds)
     return "".join(lines).encode()
 
 
