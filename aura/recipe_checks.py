@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from aura.config import Recipe
+from aura.config import Recipe
 
 # Numbers that must be above 0 and at least 0; null passes where the field allows it.
 POSITIVE = (

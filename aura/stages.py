@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from aura.config import STAGES, Recipe, build_recipe, read_recipe, read_tree, refuse_problems
+from aura.config import STAGES, Recipe
+from aura.recipes import build_recipe, read_recipe, read_tree, refuse_problems
 from aura.typed_tree import as_tree, set_field, write_yaml
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # part of a folder's name and of a flag's

@@ -202,7 +202,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    from aura.figures import pyplot, save_figure
+    from aura.pictures import pyplot, save_figure
 
     plt = pyplot("plotting a benchmark")
 

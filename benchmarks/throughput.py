@@ -280,7 +280,7 @@ def line(title: str, batches: list[int], cells: dict[str, str]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    from aura.figures import pyplot, save_figure
+    from aura.pictures import pyplot, save_figure
 
     plt = pyplot("plotting a benchmark")
 

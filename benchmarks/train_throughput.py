@@ -47,8 +47,8 @@ def measure(options: argparse.Namespace, out: Path) -> dict[str, Any]:
 
     from aura.batch.loader import BatchLoader
     from aura.batch.plan import LengthEstimate, plan_batches
-    from aura.config import read_recipe
     from aura.data.augment import Augment
+    from aura.recipes import read_recipe
     from aura.training.cost import step_cost
     from aura.training.data import read_data
     from aura.training.objective import Weights
@@ -211,7 +211,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    from aura.figures import pyplot, save_figure
+    from aura.pictures import pyplot, save_figure
 
     plt = pyplot("plotting a benchmark")
 

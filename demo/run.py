@@ -41,10 +41,10 @@ def demo(*, resume: bool) -> int:
     from transformers.utils import logging
 
     import aura
-    from aura.config import read_recipe
     from aura.data.manifest import read_utterances
     from aura.evaluation.evaluate import evaluate
     from aura.inference.engine import Engine
+    from aura.recipes import read_recipe
     from aura.training.loop import train
 
     logging.disable_progress_bar()
@@ -173,7 +173,7 @@ def draw(rows: list[dict[str, Any]], accuracy: float) -> Path:
     """Loss and accuracy over training, and who was mistaken for whom."""
     import numpy as np
 
-    from aura.figures import pyplot, save_figure
+    from aura.pictures import pyplot, save_figure
 
     plt = pyplot("plotting the demo")
     log = [json.loads(line) for line in (OUT / "log.jsonl").read_text().splitlines()]

@@ -19,7 +19,7 @@ from typing import Any
 from aura.cli_train import parse_overrides
 from aura.config import Recipe
 from aura.errors import AuraError, DataError, RecipeError
-from aura.figures import pyplot, save_figure
+from aura.pictures import pyplot, save_figure
 from aura.stages import read_stages
 from aura.training.loop import train
 from aura.training.run_folder import changed_fields

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aura.errors import AuraError
-from aura.figures import pyplot, save_figure
+from aura.pictures import pyplot, save_figure
 from aura.training.state import read_log
 
 COLOURS = {"with distillation": "#1b6ca8", "without": "#d1495b"}

@@ -24,9 +24,10 @@ from aura.batch.plan import PlannedItem
 from aura.batch.prompt import user_message
 from aura.bridge.encoder import FrozenEncoder, load_encoder
 from aura.cli import main
-from aura.config import BRIDGE_RUN, OptimConfig, Recipe, read_recipe
+from aura.config import BRIDGE_RUN, OptimConfig, Recipe
 from aura.errors import CheckpointError, ModelError, RecipeError
 from aura.inference.engine import Engine
+from aura.recipes import read_recipe
 from aura.student.checkpoint import save_checkpoint
 from aura.student.llm import embedding_rms, load_llm
 from aura.teacher.encoder import Teacher

@@ -23,8 +23,8 @@ from aura.bundle.source import source_digest, source_name, source_tar
 from aura.bundle.train import train_bundle
 from aura.bundle.unbundle import open_bundle, unbundle
 from aura.cli import main
-from aura.config import read_recipe
 from aura.errors import DataError, ModelError, RecipeError
+from aura.recipes import read_recipe
 from aura.references import resolve
 from aura.references.resolve import standing_in
 from aura.training.data import read_source
@@ -174,7 +174,7 @@ def home(tmp_path):
     }
     path = folder / "recipe.yaml"
     recipe = tiny.tiny_recipe(folder, more)
-    from aura.config import write_recipe
+    from aura.recipes import write_recipe
 
     write_recipe(recipe, path)
     return path

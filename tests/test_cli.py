@@ -24,9 +24,10 @@ from aura.cli import main
 from aura.cli_chat import Conversation, audio_path
 from aura.cli_speech import LoadOptions, output_names
 from aura.cli_train import parse_overrides, recipe_text
-from aura.config import Recipe, read_recipe
+from aura.config import Recipe
 from aura.errors import AudioError, CheckpointError, PromptError, RecipeError
 from aura.inference.engine import Engine
+from aura.recipes import read_recipe
 from aura.student.checkpoint import save_checkpoint
 from aura.typed_tree import as_tree
 

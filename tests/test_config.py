@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from aura.config import LINEAR_MODULES, Recipe, read_recipe, write_recipe
+from aura.config import LINEAR_MODULES, Recipe
 from aura.errors import RecipeError
+from aura.recipes import read_recipe, write_recipe
 from aura.stages import read_stages
 from aura.typed_tree import as_tree, fields_with_help
 

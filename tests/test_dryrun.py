@@ -8,8 +8,8 @@ import pytest
 import tiny
 import torch
 
-from aura.config import read_recipe
 from aura.errors import RecipeError
+from aura.recipes import read_recipe
 from aura.training.cost import step_cost
 from aura.training.dryrun import dry_run
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from aura.config import Recipe, write_recipe
+from aura.config import Recipe
+from aura.recipes import write_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPE = """\

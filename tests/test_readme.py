@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from aura.config import Recipe, read_recipe
+from aura.config import Recipe
+from aura.recipes import read_recipe
 from aura.typed_tree import fields_with_help
 
 ROOT = Path(__file__).parent.parent

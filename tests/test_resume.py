@@ -15,8 +15,9 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from aura.config import Recipe, write_recipe
+from aura.config import Recipe
 from aura.errors import CheckpointError, ModelError, TrainingError
+from aura.recipes import write_recipe
 from aura.training import loop
 from aura.training.loop import RunResult, train
 from aura.training.run_folder import step_folders
@@ -231,7 +232,7 @@ def test_one_process_that_wants_to_stop_stops_all() -> None:
 
 KILLED = """
 import os, signal, sys
-from aura.config import read_recipe
+from aura.recipes import read_recipe
 from aura.training import loop, state
 
 recipe, how, step = read_recipe(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from aura.batch.loader import BatchLoader
 from aura.batch.plan import PlannedItem
-from aura.config import read_recipe
 from aura.data.utterance import Utterance
 from aura.errors import DataError, MissingExtraError, RecipeError, TrainingError
+from aura.recipes import read_recipe
 from aura.student.checkpoint import load_checkpoint
 from aura.training import loop
 from aura.training.data import read_data

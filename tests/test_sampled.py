@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from aura.config import read_recipe
 from aura.errors import RecipeError
+from aura.recipes import read_recipe
 from aura.training.sampled import candidates, sampled_cross_entropy
 
 VOCABULARY, WIDTH = 4000, 24

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from aura.batch.collate import collate
 from aura.batch.loader import load_example
 from aura.cli import main
-from aura.config import BRIDGE_RUN, Recipe, read_recipe
+from aura.config import BRIDGE_RUN, Recipe
 from aura.data.manifest import read_utterances
 from aura.errors import CheckpointError, RecipeError, TrainingError
+from aura.recipes import read_recipe
 from aura.stages import read_stages
 from aura.student.checkpoint import load_checkpoint
 from aura.training import loop, setup, stages

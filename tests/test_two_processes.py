@@ -15,7 +15,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from aura.config import write_recipe
+from aura.recipes import write_recipe
 from aura.training import loop
 from aura.training.loop import train
 from aura.training.run_folder import step_folders
@@ -32,7 +32,7 @@ FIELDS: dict[str, Any] = {
 WORKER = """
 import faulthandler, os, signal, sys
 faulthandler.dump_traceback_later(60, exit=True)  # processes that wait for each other say where
-from aura.config import read_recipe
+from aura.recipes import read_recipe
 from aura.errors import AuraError
 from aura.training import loop
 

@@ -302,7 +302,7 @@ def tiny_recipe(
         family: of the LLM.
         teacher: `whisper`, or a family that `tiny_wav2vec2` takes.
     """
-    from aura.config import read_recipe
+    from aura.recipes import read_recipe
 
     llm, encoder, data = folder / family, folder / teacher, folder / "data"
     if not llm.is_dir():

@@ -8,16 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from threading import Condition
+from typing import Any
 
 import numpy as np
 
 from aura.audio.patches import SAMPLE_RATE
 from aura.errors import AudioError
-from aura.inference.stream import PARTIAL_TOKENS, StreamSession
-
-if TYPE_CHECKING:
-    from aura.inference.stream_pool import StreamPool
+from aura.inference.stream import PARTIAL_TOKENS, Listener, StreamSession
 
 TURN_BLOCKS = (
     4  # blocks in one pass at most, where a session is behind: a pass of four costs far less than four. Our choice
@@ -43,10 +41,15 @@ class PooledSession:
     """A `StreamSession` whose work the pool does; one thread at a time may call it, and any thread `cancel`.
 
     As a context manager it cancels itself, so that a speaker who hangs up leaves nothing behind.
+
+    Args:
+        engine: model and processor.
+        changed: the pool's: guards jobs and counts, and tells the pool of them.
+        queue_seconds: audio that may wait.
     """
 
-    def __init__(self, pool: StreamPool) -> None:
-        self.pool = pool
+    def __init__(self, engine: Listener, changed: Condition, queue_seconds: float) -> None:
+        self._engine, self._changed, self._queue_seconds = engine, changed, queue_seconds
         self.over = False
         self._session: StreamSession | None = None
         self._jobs: deque[_Job] = deque()
@@ -111,14 +114,14 @@ class PooledSession:
         self._require_open()
         samples = self._inner.check(samples, heard=self._accepted)
         # A chunk longer than the queue waits until it is empty.
-        limit = max(round(self.pool.queue_seconds * SAMPLE_RATE), len(samples))
-        with self.pool.changed:
-            if not self.pool.changed.wait_for(
+        limit = max(round(self._queue_seconds * SAMPLE_RATE), len(samples))
+        with self._changed:
+            if not self._changed.wait_for(
                 lambda: self._waiting + len(samples) <= limit or self.over or self._cancelled, timeout
             ):
                 raise AudioError(
                     f"{self.waiting_seconds:.2f} s of audio wait in this session's queue and {len(samples) / SAMPLE_RATE:.2f} s "
-                    f"more were fed; expected at most {self.pool.queue_seconds:g} s. Feed more slowly, or serve fewer speakers"
+                    f"more were fed; expected at most {self._queue_seconds:g} s. Feed more slowly, or serve fewer speakers"
                 )
             self._require_open()
             self._accepted += len(samples)
@@ -147,11 +150,11 @@ class PooledSession:
 
     def cancel(self) -> None:
         """See `StreamSession.cancel`; audio that still waits is dropped."""
-        with self.pool.changed:
+        with self._changed:
             self._cancelled = True
             if self._session is not None:
                 self._session.cancel()
-            self.pool.changed.notify_all()
+            self._changed.notify_all()
 
     def __enter__(self) -> PooledSession:
         return self
@@ -165,9 +168,9 @@ class PooledSession:
         return self._session
 
     def _submit(self, job: _Job) -> None:
-        with self.pool.changed:
+        with self._changed:
             self._jobs.append(job)
-            self.pool.changed.notify_all()
+            self._changed.notify_all()
 
     def _require_open(self) -> None:
         if self._error is not None:
@@ -199,7 +202,7 @@ class PooledSession:
                 # A cancel in the middle of a turn surfaces as the session's own refusal: that is no failure.
                 error, done = (None if self._cancelled else raised), True
         dropped: list[_Job] = []
-        with self.pool.changed:
+        with self._changed:
             if job is not None and done:
                 self._jobs.popleft()
             self._error = self._error or error
@@ -216,14 +219,14 @@ class PooledSession:
             left.ended(self._error)
 
     def _make(self, options: dict[str, Any]) -> Iterator[None]:
-        self._session = StreamSession(self.pool.engine, **options)
+        self._session = StreamSession(self._engine, **options)
         yield
 
     def _hear(self) -> Iterator[None]:
         while len(samples := self._take()):
             self._inner.hear(samples)
             is_turn = self._inner.push(TURN_BLOCKS)
-            with self.pool.changed:
+            with self._changed:
                 self._waiting -= len(samples)
             if is_turn:
                 yield
@@ -232,7 +235,7 @@ class PooledSession:
         """What waits, up to the speech of one turn."""
         room = round(TURN_BLOCKS * self._inner.block_seconds * SAMPLE_RATE)
         taken: list[np.ndarray] = [np.zeros(0, np.float32)]
-        with self.pool.changed:
+        with self._changed:
             while self._chunks and room:
                 chunk = self._chunks.popleft()
                 if len(chunk) > room:

@@ -61,7 +61,7 @@ class StreamPool:
                     f"{len(self._circle)} sessions are open; expected at most {self.max_sessions}. Finish or cancel one, or "
                     "raise max_sessions"
                 )
-            session = PooledSession(self)
+            session = PooledSession(self.engine, self.changed, self.queue_seconds)
             self._circle.append(session)
         session.open(options)
         return session

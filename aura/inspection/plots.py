@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from aura.figures import pyplot, save_figure
+from aura.pictures import pyplot, save_figure
 
 COLOURS = {"student": "#1b6ca8", "stock": "#d1495b", "untrained": "#9a9a9a", "teacher": "#2e933c"}
 LABELS = {

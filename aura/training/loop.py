@@ -17,9 +17,10 @@ from accelerate import Accelerator
 from aura.batch.collate import Batch
 from aura.batch.loader import BatchLoader
 from aura.batch.plan import LengthEstimate, PlannedItem, plan_batches
-from aura.config import Recipe, write_recipe
+from aura.config import Recipe
 from aura.data.augment import Augment
 from aura.errors import MissingExtraError, TrainingError
+from aura.recipes import write_recipe
 from aura.student.checkpoint import CARD, RECIPE
 from aura.student.files import whole_folder
 from aura.training.card import model_card

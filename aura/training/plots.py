@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aura.figures import pyplot, save_figure
+from aura.pictures import pyplot, save_figure
 from aura.training.state import read_log
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8d6a9f")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aura.errors import MissingExtraError
-from aura.figures import pyplot, save_figure
+from aura.pictures import pyplot, save_figure
 
 PNG = b"\x89PNG"
 
