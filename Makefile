@@ -66,6 +66,8 @@ hear: asked-to-hear $(VENV)/installed
 	  --out $(DATA)/spans_orders --each 3
 	$(BIN)/python hear/splices.py $(DATA)/barista_train_cut.jsonl --words $(DATA)/spans_barista/words.jsonl \
 	  --out $(DATA)/splices_barista --count 3000
+	$(BIN)/python hear/splices.py $(DATA)/barista_train_cut.jsonl --words $(DATA)/spans_barista/words.jsonl \
+	  --out $(DATA)/splices_barista_again --count 1500 --seed 1
 	$(BIN)/aura train --recipe recipes/hear-270m.yaml --resume
 
 test: $(VENV)/installed

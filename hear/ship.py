@@ -2,6 +2,7 @@
 
     python hear/ship.py runs/hear/run/checkpoint checkpoints/hear-270m [--table runs/hear/measured/table.md]
         [--min-avg-logprob BOUND]   # of hear/bound.py: transcripts less sure than this count as nothing said
+        [--average CHECKPOINT ...]  # the mean of these weights and the first one's: ends of one run, of stages in a row
 
 Run it once before measuring, so that the figures are those of the shipped weights, and once more with their table: the bound
 that the target has stays, unless another is given.
@@ -14,11 +15,13 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 
-from aura.errors import AuraError, RecipeError
+from aura.errors import AuraError, CheckpointError, RecipeError
 from aura.inference.transcribe import check_bound
 from aura.student.checkpoint import CARD
 from aura.student.files import CONFIG, checkpoint_folder, whole_folder
@@ -34,10 +37,11 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--table", type=Path, default=None, help="from hear/measure.py")
+    parser.add_argument("--average", type=Path, nargs="+", default=[], help="checkpoints of the same run")
     parser.add_argument("--min-avg-logprob", type=float, default=None, help="from hear/bound.py")
     options = parser.parse_args()
     try:
-        ship(options.checkpoint, options.target, options.table, options.min_avg_logprob)
+        ship([options.checkpoint, *options.average], options.target, options.table, options.min_avg_logprob)
     except (AuraError, OSError) as error:
         print(f"hear/ship.py: {error}", file=sys.stderr)
         return 2
@@ -49,21 +53,28 @@ def main() -> int:
     return 0
 
 
-def ship(checkpoint: Path, target: Path, table: Path | None, min_avg_logprob: float | None = None) -> None:
+def ship(
+    checkpoints: Sequence[Path], target: Path, table: Path | None = None, min_avg_logprob: float | None = None
+) -> None:
     """The folder, whole or not at all.
 
+    Args:
+        checkpoints: the first one's, with the mean of the weights of all.
+
     Raises:
-        AuraError: no checkpoint there, an impossible bound, or a target whose configuration cannot be read.
+        AuraError: no checkpoint there, one of another shape, an impossible bound, or a target whose configuration cannot be
+            read.
     """
     if min_avg_logprob is not None and not math.isfinite(check_bound(min_avg_logprob)):
         raise RecipeError(f"--min-avg-logprob is {min_avg_logprob:g}; expected a number, or nothing for no bound")
-    source = checkpoint_folder(checkpoint)
+    sources = [checkpoint_folder(checkpoint) for checkpoint in checkpoints]
+    source = sources[0]
     if min_avg_logprob is None and (target / CONFIG).is_file():
         min_avg_logprob = bound_in(target / CONFIG)
     with whole_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         for name in HALVED:
-            halves = {key: tensor.half() for key, tensor in load_file(source / name).items()}
+            halves = {key: tensor.half() for key, tensor in mean_weights([each / name for each in sources]).items()}
             save_file(halves, folder / name, metadata={"format": "pt"})
             (folder / name).chmod(0o644)
         config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
@@ -75,12 +86,30 @@ def ship(checkpoint: Path, target: Path, table: Path | None, min_avg_logprob: fl
         compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
         (folder / TOKENIZER).write_text(compact, encoding="utf-8")
         parts = [(source / CARD).read_text(encoding="utf-8"), WORDS.read_text(encoding="utf-8")]
+        if others := [f"`{checkpoint}`" for checkpoint in checkpoints[1:]]:
+            parts.insert(1, f"The weights here are the mean of what is described above and {', '.join(others)}.\n")
         if table is not None:
             parts.append(
                 "## Figures\n\nHeld-out speech, float16 weights as they lie here:\n\n"
                 + table.read_text(encoding="utf-8")
             )
         (folder / CARD).write_text("\n".join(parts), encoding="utf-8")
+
+
+def mean_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """The mean of each tensor, float32.
+
+    Raises:
+        CheckpointError: a file whose tensors have other names or shapes than the first one's.
+    """
+    mean = {key: tensor.float() for key, tensor in load_file(files[0]).items()}
+    for file in files[1:]:
+        more = load_file(file)
+        if {key: tensor.shape for key, tensor in more.items()} != {key: tensor.shape for key, tensor in mean.items()}:
+            raise CheckpointError(f"{file} has other weights than {files[0]}; expected checkpoints of the same run")
+        for key, tensor in more.items():
+            mean[key] += tensor.float()
+    return {key: tensor / len(files) for key, tensor in mean.items()}
 
 
 def bound_in(config: Path) -> float | None:

@@ -114,6 +114,28 @@ def test_the_shipped_folder_is_the_checkpoint_in_half_the_bytes(
     assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "shipped") == 2
 
 
+def test_several_ends_of_a_run_are_shipped_as_their_mean(
+    script: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ship = script("ship")
+    for name, scale, stem in (("one", 0.4, "conv"), ("two", 0.2, "conv"), ("other", 0.4, "linear")):
+        model, processor = tiny.tiny_student("llama", stem=stem)
+        tiny.train_adapter(model, scale=scale)
+        save_checkpoint(tmp_path / name, model, processor, extra={"README.md": f"# {name}\n"})
+    assert run(ship, monkeypatch, tmp_path / "one", tmp_path / "mean", "--average", tmp_path / "two") == 0
+    differ = 0
+    for name in ship.HALVED:
+        one, two, mean = (load_file(tmp_path / each / name) for each in ("one", "two", "mean"))
+        assert all(torch.equal(((one[key] + two[key]) / 2).half(), mean[key]) for key in one)
+        differ += sum(not torch.equal(one[key], two[key]) for key in one)
+    card = (tmp_path / "mean" / "README.md").read_text()
+    assert differ and "# one" in card and f"the mean of what is described above and `{tmp_path / 'two'}`" in card
+    capsys.readouterr()
+    assert run(ship, monkeypatch, tmp_path / "one", tmp_path / "no", "--average", tmp_path / "other") == 2
+    assert "other/audio_embedding.safetensors has other weights than" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 def test_the_shipped_recipes_name_no_machine() -> None:
     recipes = sorted((ROOT / "checkpoints" / "hear-270m").glob("recipe*.yaml"))
     assert len(recipes) > 1
