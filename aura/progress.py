@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-Advance = Callable[[int, float], None]  # items done, what the rate counts in them: seconds of audio, mostly
+Advance = Callable[[int, float], None]  # items done, and how much of the rate's unit is in them
 
 
 @contextlib.contextmanager
@@ -34,9 +34,9 @@ def audio_progress(title: str, total: int | None, *, show: bool = True, unit: st
         task = bar.add_task(title, total=total, rate="")
         start, done = time.monotonic(), 0.0
 
-        def advance(items: int, seconds: float) -> None:
+        def advance(items: int, amount: float) -> None:
             nonlocal done
-            done += seconds
+            done += amount
             rate = done / max(1e-6, time.monotonic() - start)
             bar.update(task, advance=items, rate=f"{rate:.1f} {unit}/s")
 

@@ -299,6 +299,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             axis.minorticks_off()
             axis.grid(alpha=0.3)
         left.legend(frameon=False)
+    figure.tight_layout()
     save_figure(figure, path, bbox_inches="tight")
 
 
