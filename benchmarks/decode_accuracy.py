@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from aura.student.cache_key import CACHE_KEY
+
 PRECISIONS = (None, "float32", "float16", "int8")
 
 
@@ -109,7 +111,7 @@ def cross_entropy(model: Any, decoder: Any, texts: list[torch.Tensor]) -> float:
         if decoder is None:
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
         else:
-            cache = model(input_ids=ids[:, :1], use_cache=True).past_key_values
+            cache = model(input_ids=ids[:, :1], use_cache=True)[CACHE_KEY]
             state = StepCache(cache, torch.ones(1, 1), ids.shape[1])
             decoder.step.prepare(ids.shape[1])
             steps = [model(input_ids=ids[:, :1]).logits[0, -1]]

@@ -20,6 +20,7 @@ from aura.inference.lean_step import LeanStep, StepCache
 from aura.inference.matvec import PRECISIONS, WIDE, _round_up, blocked, linear, packed, quantize_rows
 from aura.inference.prefix import MIN_PREFIX, PrefixStore
 from aura.inference.screened import first_largest
+from aura.student.cache_key import CACHE_KEY
 
 LEAN = ("llama", "mistral", "qwen2", "qwen3", "gemma3", "smollm3")
 SYSTEM = "You hear short orders in a kitchen and answer each of them with the one word that was said in it."
@@ -77,7 +78,7 @@ def test_logits_of_many_steps_are_the_models_own() -> None:
     mask[1, :5] = 0
     with torch.no_grad():
         own = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-        cache = model(input_ids=tokens[:, :20], attention_mask=mask[:, :20], use_cache=True).past_key_values
+        cache = model(input_ids=tokens[:, :20], attention_mask=mask[:, :20], use_cache=True)[CACHE_KEY]
         step, state = LeanStep(model, "float32"), StepCache(cache, mask[:, :20], 20)
         step.prepare(40)
         for at in range(20, 40):
@@ -230,7 +231,7 @@ def test_a_rounded_step_stays_near_the_models_logits(gate: str, precision: Any) 
     tokens = torch.randint(7, tiny.VOCABULARY, (1, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         own = model(input_ids=tokens, use_cache=False).logits[0, -1]
-        cache = model(input_ids=tokens[:, :-1], use_cache=True).past_key_values
+        cache = model(input_ids=tokens[:, :-1], use_cache=True)[CACHE_KEY]
         step, state = LeanStep(model, precision), StepCache(cache, torch.ones(1, 11), 1)
         step.prepare(12)
         found = step.logits(step(tokens[:, -1], torch.tensor([11]), state))[0]

@@ -119,7 +119,7 @@ def masks(sequence: str, pattern: Any, *, attn: str = "sdpa", padding: torch.Ten
         inputs_embeds=torch.zeros(1, len(sequence), 32),
         attention_mask=torch.ones(1, len(sequence), dtype=torch.long) if padding is None else padding,
         position_ids=None,
-        past_key_values=None,
+        cache=None,
         blocks=blocks,
     )
 
@@ -175,7 +175,7 @@ def test_masks_on_a_cache_continue_the_table() -> None:
         inputs_embeds=torch.zeros(1, 2, 32),
         attention_mask=torch.ones(1, 9, dtype=torch.long),
         position_ids=None,
-        past_key_values=cache,
+        cache=cache,
         blocks=blocks,
     )
     assert table(found["full_attention"][0, 0]) == "\nxxxxxxxxx\nxxxxxxxxx\n"
@@ -190,7 +190,7 @@ def test_masks_are_left_to_the_llm_without_blocks() -> None:
         inputs_embeds=embeds,
         attention_mask=padding,
         position_ids=None,
-        past_key_values=None,
+        cache=None,
         blocks=None,
     )
     assert found is padding
@@ -206,7 +206,7 @@ def test_attention_that_would_ignore_the_blocks_is_refused(attn: str) -> None:
             inputs_embeds=torch.zeros(1, 3, 32),
             attention_mask=None,
             position_ids=None,
-            past_key_values=None,
+            cache=None,
             blocks=torch.tensor([[0, 0, -1]]),
         )
 

@@ -25,6 +25,7 @@ from aura.errors import AudioError, AuraError, ModelError, PromptError, RecipeEr
 from aura.inference.engine import Engine
 from aura.inference.generate import Generation, generate_texts
 from aura.inference.stream import StreamSession
+from aura.student.cache_key import CACHE_KEY
 
 FAMILIES = ("llama", "qwen3", "gemma3")
 SPEECH = tiny.tiny_speech(8.0, seed=5)
@@ -133,7 +134,7 @@ def test_every_position_is_computed_from_the_same_numbers(family: str, gate: str
     with torch.no_grad():
         expected = model(**batch.model_inputs(), use_cache=True)
         first = int((batch.input_ids[0] == model.config.audio_token_id).long().argmax())
-        prefix = model(input_ids=batch.input_ids[:, :first], use_cache=True).past_key_values
+        prefix = model(input_ids=batch.input_ids[:, :first], use_cache=True)[CACHE_KEY]
     session = made.stream(prompt="Why?", max_new_tokens=1)
     for found, alone in zip(session._cache.layers, prefix.layers, strict=True):
         if decode == "generate":
@@ -151,7 +152,7 @@ def test_every_position_is_computed_from_the_same_numbers(family: str, gate: str
     finally:
         del model.logits
     torch.testing.assert_close(logits[0], expected.logits[:, -1], rtol=1e-5, atol=1e-5)
-    for found, alone in zip(cache.layers, expected.past_key_values.layers, strict=True):
+    for found, alone in zip(cache.layers, expected[CACHE_KEY].layers, strict=True):
         torch.testing.assert_close(found.keys, alone.keys, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.values, alone.values, rtol=1e-5, atol=1e-5)
 

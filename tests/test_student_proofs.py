@@ -21,6 +21,7 @@ from aura.batch.collate import Batch, Example, collate
 from aura.batch.prompt import IGNORE
 from aura.config import LINEAR_MODULES
 from aura.errors import ModelError
+from aura.student.cache_key import CACHE_KEY
 from aura.student.gate import GATE_KEY
 from aura.student.model import AUDIO_TYPE_ID
 
@@ -331,12 +332,12 @@ def test_second_turn_on_the_first_ones_cache_equals_whole(family: str, attention
     n = first.input_ids.shape[1]
     assert torch.equal(whole.input_ids[:, :n], first.input_ids)
     with torch.no_grad():
-        model(**first.model_inputs(), past_key_values=cache, use_cache=True)
+        model(**first.model_inputs(), use_cache=True, **{CACHE_KEY: cache})
     second = {name: whole.model_inputs()[name][1:] for name in ("input_features", "input_features_mask")}
     found = model.generate(
         input_ids=whole.input_ids,
         attention_mask=whole.attention_mask,
-        past_key_values=cache,
+        **{CACHE_KEY: cache},
         **second,
         **options,
     )
@@ -363,7 +364,7 @@ def prefill_in_blocks(model: Any, batch: Batch, *, rows: int, per_call: int = 8)
             inputs_embeds=embeds,
             mm_token_type_ids=types,
             attention_mask=batch.attention_mask[:, :end],
-            past_key_values=cache,
+            **{CACHE_KEY: cache},
             use_cache=True,
         ).logits
         heard += (end - done) * kind

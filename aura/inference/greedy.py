@@ -14,6 +14,7 @@ from aura.inference.lean_step import LeanStep, StepCache
 from aura.inference.matvec import PRECISIONS, Precision
 from aura.inference.prefix import PrefixStore
 from aura.inference.screened import ScreenedArgmax, first_largest
+from aura.student.cache_key import CACHE_KEY
 
 Decode = Literal["auto", "generate", "lean", "float32", "float16", "int8"]
 DECODES = ("auto", "generate", "lean", *PRECISIONS)
@@ -194,7 +195,7 @@ def check_step(model: Any, step: LeanStep) -> None:
     ids = torch.linspace(0, vocabulary - 1, 12).long().unsqueeze(0)
     ids[ids == model.config.audio_token_id] = 0
     own = model(input_ids=ids, use_cache=False, logits_to_keep=2).logits[0].float()
-    cache = model(input_ids=ids[:, :-2], use_cache=True, logits_to_keep=1).past_key_values
+    cache = model(input_ids=ids[:, :-2], use_cache=True, logits_to_keep=1)[CACHE_KEY]
     state = StepCache(cache, torch.ones(1, ids.shape[1] - 2), 2)
     step.prepare(ids.shape[1])
     for at in (-2, -1):

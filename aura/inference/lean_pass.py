@@ -27,6 +27,7 @@ from aura.inference.lean_layer import (
 )
 from aura.inference.lean_step import LeanStep
 from aura.inference.matvec import Matvec, linear, stock
+from aura.student.cache_key import CACHE_KEY
 from aura.student.gate import GATE_KEY, Gate, decoder_layers
 
 
@@ -61,7 +62,7 @@ class LeanPass:
         Args:
             inputs: of `AuraForConditionalGeneration.decoder_inputs`, with a cache, which grows by the positions.
         """
-        embeds_BSK, cache, gate = inputs["inputs_embeds"], inputs["past_key_values"], inputs[GATE_KEY]
+        embeds_BSK, cache, gate = inputs["inputs_embeds"], inputs[CACHE_KEY], inputs[GATE_KEY]
         position_BS = inputs["position_ids"]
         batch, length, width = embeds_BSK.shape
         self._prepare(int(position_BS.max()) + 1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from aura.inference.stream_cache import StreamCache
+from aura.student.cache_key import CACHE_KEY
 
 MIN_PREFIX = 16  # tokens; below, the second pass of a split prefill costs what it saves. Our choice
 KEPT = 4  # prefixes at most; our choice
@@ -62,7 +63,7 @@ class PrefixStore:
     @torch.no_grad()
     def _prefill(self, ids: tuple[int, ...]) -> StreamCache:
         cache = StreamCache(self._model.language_model.config)
-        self._model(input_ids=torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._model(input_ids=torch.tensor([ids]), use_cache=True, logits_to_keep=1, **{CACHE_KEY: cache})
         return cache
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers.masking_utils import create_masks_for_generate
 
 from aura.errors import ModelError
+from aura.student.cache_key import CACHE_KEY
 
 AttentionPattern = Literal["block", "causal", "full"]
 
@@ -41,7 +42,7 @@ def attention_masks(
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
-    past_key_values: Any,
+    cache: Any,
     blocks: torch.Tensor | None,
 ) -> Any:
     """The LLM's own masks (sliding window and all) with the audio blocks laid over them.
@@ -67,7 +68,7 @@ def attention_masks(
         config=config,
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
-        past_key_values=past_key_values,
         position_ids=position_ids,
         block_sequence_ids=blocks,
+        **{CACHE_KEY: cache},
     )

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from aura.errors import CheckpointError, ModelError
+from aura.student.cache_key import CACHE_KEY
 from aura.student.configuration import AuraConfig, read_config
 from aura.student.embedding import AudioEmbedding
 from aura.student.files import checkpoint_folder, load_embedding, save_embedding, whole_folder
@@ -168,10 +169,10 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
         is_audio_BS: torch.Tensor,
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
     ) -> dict[str, Any]:
         """Masks, positions and gate for the LLM's decoder; one place for training, prefill and decode."""
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = cache.get_seq_length() if cache is not None else 0
         if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         masks: Any = attention_mask
@@ -188,14 +189,14 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                cache=cache,
                 blocks=blocks,
             )
         return {
             "inputs_embeds": inputs_embeds,
             "attention_mask": masks,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            CACHE_KEY: cache,
             GATE_KEY: self.gate(is_audio_BS),
         }
 
@@ -233,6 +234,7 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """One pass of the LLM.
@@ -243,14 +245,16 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_features, input_features_mask: see `embed`; only in the pass that holds the placeholders.
             mm_token_type_ids: (B, S), 3 at audio positions; derived from `input_ids` when None.
             labels: (B, S), -100 where no loss is meant.
+            cache: keys and values of the positions before; also by its older name, `past_key_values`.
 
         Returns:
             logits (B, S or `logits_to_keep`, V), loss, cache.
         """
+        cache = past_key_values if cache is None else cache
         if inputs_embeds is None:
             if input_ids is None:
                 raise ModelError("neither input_ids nor inputs_embeds given; expected one of them")
-            if input_features is None and input_ids.shape[1] == 1 and past_key_values is not None:
+            if input_features is None and input_ids.shape[1] == 1 and cache is not None:
                 # A token the LLM has just written is text, even where it is the one reserved for audio.
                 inputs_embeds, is_audio_BS = self.get_input_embeddings()(input_ids), torch.zeros_like(input_ids).bool()
             else:
@@ -259,7 +263,7 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
             is_audio_BS = mm_token_type_ids[:, -inputs_embeds.shape[1] :] == AUDIO_TYPE_ID
         else:
             is_audio_BS = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
-        inputs = self.decoder_inputs(inputs_embeds, is_audio_BS, attention_mask, position_ids, past_key_values)
+        inputs = self.decoder_inputs(inputs_embeds, is_audio_BS, attention_mask, position_ids, cache)
         return self.language_model(
             **inputs, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs
         )
@@ -291,7 +295,7 @@ class AuraForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return expand(expand_size, is_encoder_decoder, input_ids, **kwargs)
         if (mask := kwargs.get("input_features_mask")) is None:
             mask = torch.ones_like(mel[:, 0], dtype=torch.bool)
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE_KEY)
         uncached = input_ids[:, cache.get_seq_length() if cache is not None else 0 :]
         # Parts stand in reading order: a part belongs to the row in which the running count of patches ends.
         row_ends = (uncached == self.config.audio_token_id).sum(1).cumsum(0)

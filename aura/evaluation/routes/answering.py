@@ -17,6 +17,7 @@ from aura.errors import AudioError, AuraError, PromptError
 from aura.evaluation.routes.route import Progress, Reply
 from aura.inference.confidence import average_log_probs
 from aura.inference.generate import Generation, end_tokens, generate_texts, plan_batches, prompt_length
+from aura.student.cache_key import CACHE_KEY
 from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 
@@ -111,8 +112,8 @@ class Answerer:
                 behind = self.model(
                     input_ids=ids_S[None, :-1],
                     attention_mask=inputs.attention_mask.new_ones(1, length + len(ids) - 1),
-                    past_key_values=copy.deepcopy(prompt.past_key_values),  # the pass writes into it
                     use_cache=True,
+                    **{CACHE_KEY: copy.deepcopy(prompt[CACHE_KEY])},  # the pass writes into it
                 )
                 logs_SV = behind.logits[0].float().log_softmax(-1)
                 score += float(logs_SV.gather(1, ids_S[1:, None]).double().sum())
