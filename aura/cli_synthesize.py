@@ -171,11 +171,15 @@ def no_speech(
     *,
     clips: int,
     seed: int = 0,
-    split: Literal["train", "test"] = "train",
+    split: Literal["train", "valid", "test"] = "train",
     noise: Names = None,
     kinds: Annotated[
         list[Literal["silence", "noise", "music", "language"]] | None, Parameter(consume_multiple=True)
     ] = None,
+    engine: Names = None,
+    kokoro_model: str | None = None,
+    kokoro_voices: str | None = None,
+    piper_voices: Names = None,
     format: Literal["opus", "flac"] = "opus",
 ) -> int:
     """Make clips on which nobody speaks English, and what to answer to them; an interrupted run goes on.
@@ -184,13 +188,19 @@ def no_speech(
         out: folder for audio, manifest.jsonl and a data card.
         clips: in all, the kinds in turn.
         seed: of everything drawn.
-        split: test has other sounds, timbres, languages and voices than train, and other halves of the recordings.
+        split: test has other sounds, timbres, languages and voices than train, and other halves of the recordings; valid has
+            languages and voices of neither, and train's sounds drawn anew.
         noise: recordings of noise; stretches of them are clips too.
-        kinds: all by default; language (another one than English) needs espeak-ng.
+        kinds: all by default; language (another one than English) needs an engine.
+        engine: who speaks the other languages: espeak-ng by default, piper, kokoro.
+        kokoro_model: pip:<distribution> of the model's parts, or an .onnx file.
+        kokoro_voices: folder with <voice>.bin files, or an .npz; $AURA_KOKORO_VOICES by default.
+        piper_voices: .onnx files beside their .onnx.json, besides installed voices.
         format: opus is small, flac lossless.
     """
     from aura.progress import audio_progress
-    from aura.synthesis.no_speech import NoSpeechOptions
+    from aura.synthesis.engine import EngineOptions
+    from aura.synthesis.no_speech import ESPEAK, NoSpeechOptions
     from aura.synthesis.no_speech import no_speech as run
 
     options = NoSpeechOptions(
@@ -198,13 +208,18 @@ def no_speech(
         seed=seed,
         split=split,
         kinds=None if kinds is None else tuple(kinds),
+        engines=tuple(engine or (ESPEAK,)),
         noise_files=tuple(noise or ()),
         format=format,
+    )
+    voices = EngineOptions.from_environment(
+        kokoro_model=kokoro_model, kokoro_voices=kokoro_voices, piper_voices=tuple(piper_voices or ())
     )
     with audio_progress("making", clips) as advance:
         result = run(
             out,
             options,
+            engine_options=voices,
             on_start=lambda left: advance(clips - left, 0.0),
             on_row=lambda row: advance(1, row.get("seconds", 0.0)),
         )

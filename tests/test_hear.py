@@ -339,6 +339,18 @@ def test_a_bound_keeps_the_share_that_was_asked_for(
     assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "shipped") == 0
     assert aura.load(tmp_path / "shipped").model.config.min_avg_logprob == value  # as it was
     assert run(bound, monkeypatch, tmp_path / "trained", manifest, "--keep", "0") == 2
+    capsys.readouterr()
+    sure = {row: t.segments[0].avg_logprob for row, t in enumerate(everything) if t.segments}  # type: ignore[union-attr]
+    surest = sorted(sure.values())[len(sure) // 2]
+    rows = [line for row, line in enumerate(manifest.read_text().splitlines()) if sure.get(row, surest) <= surest]
+    quiet = manifest.with_name("quiet.jsonl")
+    quiet.write_text("\n".join(rows))
+    assert run(bound, monkeypatch, tmp_path / "trained", manifest, "--keep", "0.8", "--quiet", quiet) == 0
+    said = capsys.readouterr()
+    raised = float(said.out)
+    assert value < raised and surest < raised <= surest + 0.011
+    passing = sum(each >= raised for each in sure.values())
+    assert f"keeps the words of {passing} of {len(heard)} clips" in said.err and passing < len(kept)
     assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "no", "--min-avg-logprob=-inf") == 2
     assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "no", "--min-avg-logprob", "1") == 2
     assert not (tmp_path / "no").exists()

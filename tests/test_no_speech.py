@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -30,6 +31,7 @@ from aura.evaluation.metrics import silence
 from aura.inference.engine import Engine
 from aura.inference.generate import Generation
 from aura.synthesis import commands, foreign
+from aura.synthesis.engine import Prosody, Voice, split_accent
 from aura.synthesis.music import DRUMS, SCALES, TIMBRES
 from aura.synthesis.no_speech import (
     FLOOR_DB,
@@ -74,11 +76,11 @@ def tone(path: Path, *hertz: float) -> str:
 @functools.cache
 def rendered(split: str, clips: int = 54) -> list[tuple[str, str, np.ndarray]]:
     chosen = options(clips, split=split, seed=7)
-    made = [(clip.kind, *render_clip(clip, chosen, None)[:2]) for clip in plan_clips(chosen, espeak_version=None)]
+    made = [(clip.kind, *render_clip(clip, chosen, [])[:2]) for clip in plan_clips(chosen, versions=[])]
     return [(kind, sound, wave_N) for kind, wave_N, sound in made]
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
 def test_lengths_and_levels_are_in_range_and_sounds_take_turns(split: str) -> None:
     counts: dict[tuple[str, str], int] = {}
     for kind, sound, wave_N in rendered(split):
@@ -102,15 +104,17 @@ def test_lengths_and_levels_are_in_range_and_sounds_take_turns(split: str) -> No
     )
 
 
-def test_train_and_test_share_no_content() -> None:
-    for table in (SILENCES, NOISES, TIMBRES, foreign.SENTENCES):
-        assert set(table["train"]) & set(table["test"]) <= {"zero"}
-    for table in (DRUMS, SCALES, foreign.THROATS):
+def test_train_and_test_share_no_content_and_valid_has_languages_of_neither() -> None:
+    for sounds in (SILENCES, NOISES, TIMBRES):
+        assert set(sounds["train"]) & set(sounds["test"]) <= {"zero"}
+    for table in (DRUMS, SCALES):
         assert not set(table["train"]) & set(table["test"])
     said = {split: {t for texts in languages.values() for t in texts} for split, languages in foreign.SENTENCES.items()}
-    assert not said["train"] & said["test"]
-    sounds = [{(kind, sound) for kind, sound, _ in rendered(split)} for split in ("train", "test")]
-    assert sounds[0] & sounds[1] == {("silence", "zero"), ("music", "drums")}  # other drums
+    for one, other in itertools.combinations(("train", "valid", "test"), 2):
+        assert not set(foreign.SENTENCES[one]) & set(foreign.SENTENCES[other]) and not said[one] & said[other]
+        assert not set(foreign.THROATS[one]) & set(foreign.THROATS[other])
+    heard = [{(kind, sound) for kind, sound, _ in rendered(split)} for split in ("train", "test")]
+    assert heard[0] & heard[1] == {("silence", "zero"), ("music", "drums")}  # other drums
 
 
 def test_each_part_hears_its_own_half_of_a_recording(tmp_path: Path) -> None:
@@ -118,8 +122,8 @@ def test_each_part_hears_its_own_half_of_a_recording(tmp_path: Path) -> None:
     for split, hertz in (("train", 500.0), ("test", 2000.0)):
         chosen = options(30, kinds=("noise",), split=split, noise_files=(noise,))
         found = 0
-        for clip in plan_clips(chosen, espeak_version=None):
-            wave_N, sound, _ = render_clip(clip, chosen, None)
+        for clip in plan_clips(chosen, versions=[]):
+            wave_N, sound, _ = render_clip(clip, chosen, [])
             if sound == "recorded":
                 found += 1
                 spectrum = np.abs(np.fft.rfft(wave_N))
@@ -129,14 +133,51 @@ def test_each_part_hears_its_own_half_of_a_recording(tmp_path: Path) -> None:
 
 @needs_espeak
 def test_other_languages_are_spoken_by_voices_of_their_part(tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        result = no_speech(tmp_path / split, options(10, kinds=("language",), split=split))
+    for split in ("train", "valid", "test"):
+        result = no_speech(tmp_path / split, options(len(foreign.SENTENCES[split]), kinds=("language",), split=split))
         rows = rows_of(tmp_path / split)
-        assert result.rows == 10 and not result.failed
+        assert result.rows == len(foreign.SENTENCES[split]) and not result.failed
         assert {row["lang"] for row in rows} == set(foreign.SENTENCES[split])
         assert all(row["label"] == {"no_speech": "language", "sound": row["lang"]} for row in rows)
         assert {row["speaker"].partition("+")[2] for row in rows} <= {t.lstrip("+") for t in foreign.THROATS[split]}
         assert all(SECONDS[0] <= row["seconds"] <= SECONDS[1] and LEVEL_DB[0] - 1 <= row["level_db"] for row in rows)
+
+
+class Accented:
+    """Notes what it is to speak; a voice of English."""
+
+    name, licence, version = "kokoro", "none", "1"
+
+    def __init__(self) -> None:
+        self.spoken: list[tuple[str, str]] = []
+
+    def voices(self) -> list[Voice]:
+        return [Voice(name="amy"), Voice(name="ben")]
+
+    def speak(self, text: str, voice: str, prosody: Prosody) -> tuple[np.ndarray, int]:
+        self.spoken.append((text, voice))
+        return np.sin(np.arange(24_000, dtype=np.float32) / 9), 24_000
+
+
+def test_voices_of_english_speak_other_languages_by_their_phonemes() -> None:
+    chosen = options(60, kinds=("language",), engines=("kokoro",))
+    engine = Accented()
+    rows = [render_clip(clip, chosen, [engine])[1:] for clip in plan_clips(chosen, versions=["1"])]
+    assert [row["speaker"] for _, row in rows] == [f"kokoro:{voice}" for _, voice in engine.spoken]
+    accents = {split_accent(voice, ("amy", "ben")) for _, voice in engine.spoken}
+    assert {name for name, _ in accents} == {"amy", "ben"}
+    assert {language for _, language in accents} == {
+        foreign.espeak_voice(each, "") for each in foreign.SENTENCES["train"]
+    }
+    assert all(
+        text in foreign.SENTENCES["train"][sound] for (sound, _), (text, _) in zip(rows, engine.spoken, strict=True)
+    )
+    ids = [{clip.id for clip in plan_clips(chosen, versions=[version])} for version in ("1", "2")]
+    assert not ids[0] & ids[1]  # another version of the engine makes other clips
+
+
+def test_a_voice_named_with_the_sign_of_an_accent_is_a_voice() -> None:
+    assert split_accent("a@b", ("a@b",)) == ("a@b", None) and split_accent("a@b@fr", ("a@b",)) == ("a@b", "fr")
 
 
 @needs_espeak
@@ -223,9 +264,9 @@ def test_a_clip_depends_on_its_number_and_settings_alone(tmp_path: Path) -> None
     assert {row["id"] for row in rows_of(tmp_path / "music")} == music
     ids = {row["id"] for row in rows_of(tmp_path / "six")}
     for changes in ({"seed": 1}, {"split": "test"}, {"format": "opus"}):
-        assert not ids & {clip.id for clip in plan_clips(options(6, **changes), espeak_version=None)}
+        assert not ids & {clip.id for clip in plan_clips(options(6, **changes), versions=[])}
     noise = tone(tmp_path / "noise.wav", 300.0, 400.0)
-    with_noise = plan_clips(options(6, noise_files=(noise,)), espeak_version=None)
+    with_noise = plan_clips(options(6, noise_files=(noise,)), versions=[])
     assert {clip.kind for clip in with_noise if clip.id not in ids} == {"noise"}
 
 
@@ -280,9 +321,10 @@ def test_without_espeak_the_kind_is_left_out_or_refused(tmp_path: Path, monkeypa
 def test_wrong_settings_are_said_before_anything_is_made(tmp_path: Path) -> None:
     for changes, words in (
         ({"clips": 0}, "clips is 0; expected at least 1"),
-        ({"split": "dev"}, "expected train or test"),
+        ({"split": "dev"}, "expected train, valid or test"),
         ({"kinds": ("speech",)}, "kinds is speech; expected some of silence, noise, music, language"),
         ({"format": "mp3"}, "expected opus or flac"),
+        ({"engines": ("flite",)}, "engines is flite; expected some of piper, kokoro, espeak-ng"),
     ):
         with pytest.raises(RecipeError, match=words):
             options(**changes)

@@ -389,5 +389,11 @@ def test_real_engines_speak_the_same_twice(name):
     if name == "kokoro" and len(voices) > 1:
         mixed, _ = engine.speak("turn on the light", f"{voices[0].name}+{voices[1].name}", Prosody())
         assert len(mixed) > rate / 2
+    if name in ("piper", "kokoro"):
+        foreign, _ = engine.speak("Guten Morgen", f"{voice}@de", Prosody(seed=1))
+        own, _ = engine.speak("Guten Morgen", voice, Prosody(seed=1))
+        assert len(foreign) > rate / 3 and not np.array_equal(foreign, own)
+        with pytest.raises(AuraError, match=f"{name} could not speak"):
+            engine.speak("Guten Morgen", f"{voice}@xx", Prosody())
     with pytest.raises(AuraError, match="no voice 'nobody'"):
         engine.speak("hello", "nobody", Prosody())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+ACCENT = "@"  # between a voice and what espeak-ng calls the language that it is to speak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,12 @@ class Prosody:
     rate: float = 1.0
     liveliness: float = 1.0
     seed: int = 0
+
+
+def split_accent(voice: str, known: Container[str]) -> tuple[str, str | None]:
+    """`joe@fr-fr` -> the voice and the language it is to speak instead of its own; None for a voice that is known as it is."""
+    name, at, language = voice.rpartition(ACCENT)
+    return (name, language) if at and voice not in known else (voice, None)
 
 
 class Engine(Protocol):

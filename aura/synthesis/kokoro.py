@@ -12,7 +12,7 @@ import numpy as np
 
 from aura.errors import AuraError, require
 from aura.references.resolve import resolve_onnx
-from aura.synthesis.engine import EngineOptions, Prosody, Voice
+from aura.synthesis.engine import EngineOptions, Prosody, Voice, split_accent
 
 STYLE = (510, 1, 256)  # one style vector for each number of phonemes
 # First letter of a voice's name -> the language (two letters, and as espeak-ng calls it)
@@ -49,15 +49,16 @@ class KokoroEngine:
         ]
 
     def speak(self, text: str, voice: str, prosody: Prosody) -> tuple[np.ndarray, int]:
-        parts = voice.split("+")
+        name, language = split_accent(voice, self._styles)
+        parts = name.split("+")
         unknown = [part for part in parts if part not in self._styles or part[0] not in LANGUAGES]
         if unknown:
             raise AuraError(f"kokoro has no voice {unknown[0]!r}; expected some of {', '.join(self._styles)}")
         style = np.mean([self._styles[part] for part in parts], axis=0)
         rate = min(MOST_RATE, max(LEAST_RATE, prosody.rate))
         try:
-            return self._load().create(text, style, speed=rate, lang=LANGUAGES[parts[0][0]][1], trim=False)
-        except ValueError as error:
+            return self._load().create(text, style, speed=rate, lang=language or LANGUAGES[parts[0][0]][1], trim=False)
+        except (ValueError, RuntimeError) as error:  # a language that its espeak-ng does not have is the second
             raise AuraError(f"kokoro could not speak {text!r:.60}: {error}") from error
 
     def _load(self) -> Any:

