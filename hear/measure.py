@@ -165,6 +165,15 @@ MEASURES = (
         peer_name="Whisper base",
         lower_is_better=True,
     ),
+    Measure(
+        name="accents",
+        title="Languages of the test, by voices that English was learnt from: false transcripts",
+        manifest="no_speech_accents.jsonl",
+        task="silence",
+        metric="false_transcript_rate",
+        tokens=40,
+        lower_is_better=True,
+    ),
 )
 
 

@@ -301,7 +301,7 @@ def _foreign(
 ) -> tuple[np.ndarray, str, dict[str, Any]]:
     """A sentence in another language, varied as synthesized English is, so that nothing but the language tells them apart."""
     language, text = line_of(options.split, clip.number)
-    engine = engines[0] if len(engines) == 1 else engines[rng.integers(len(engines))]
+    engine = engines[0] if len(engines) == 1 else engines[int(rng.integers(len(engines)))]
     if engine.name == ESPEAK:
         voice = espeak_voice(language, str(rng.choice(THROATS[options.split])))
     else:
