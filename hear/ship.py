@@ -3,6 +3,7 @@
     python hear/ship.py runs/hear/run/checkpoint checkpoints/hear-270m [--table runs/hear/measured/table.md]
         [--min-avg-logprob BOUND]   # of hear/bound.py: transcripts less sure than this count as nothing said
         [--average CHECKPOINT ...]  # the mean of these weights and the first one's: ends of one run, of stages in a row
+        [--after CHECKPOINT]        # what the run started from, whose recipes go with its own
 
 Run it once before measuring, so that the figures are those of the shipped weights, and once more with their table: the bound
 that the target has stays, unless another is given.
@@ -23,7 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from aura.errors import AuraError, CheckpointError, RecipeError
 from aura.inference.transcribe import check_bound
-from aura.student.checkpoint import CARD
+from aura.recipes import read_recipe
+from aura.student.checkpoint import CARD, RECIPE
 from aura.student.files import CONFIG, checkpoint_folder, whole_folder
 
 HALVED = ("adapter_model.safetensors", "audio_embedding.safetensors")
@@ -38,10 +40,12 @@ def main() -> int:
     parser.add_argument("target", type=Path)
     parser.add_argument("--table", type=Path, default=None, help="from hear/measure.py")
     parser.add_argument("--average", type=Path, nargs="+", default=[], help="checkpoints of the same run")
+    parser.add_argument("--after", type=Path, default=None, help="checkpoint that the run started from")
     parser.add_argument("--min-avg-logprob", type=float, default=None, help="from hear/bound.py")
     options = parser.parse_args()
     try:
-        ship([options.checkpoint, *options.average], options.target, options.table, options.min_avg_logprob)
+        sources = [options.checkpoint, *options.average]
+        ship(sources, options.target, options.table, options.min_avg_logprob, after=options.after)
     except (AuraError, OSError) as error:
         print(f"hear/ship.py: {error}", file=sys.stderr)
         return 2
@@ -54,12 +58,18 @@ def main() -> int:
 
 
 def ship(
-    checkpoints: Sequence[Path], target: Path, table: Path | None = None, min_avg_logprob: float | None = None
+    checkpoints: Sequence[Path],
+    target: Path,
+    table: Path | None = None,
+    min_avg_logprob: float | None = None,
+    *,
+    after: Path | None = None,
 ) -> None:
     """The folder, whole or not at all.
 
     Args:
         checkpoints: the first one's, with the mean of the weights of all.
+        after: what it started from; its recipes, and those of the stages before it, go with the first one's.
 
     Raises:
         AuraError: no checkpoint there, one of another shape, an impossible bound, or a target whose configuration cannot be
@@ -69,10 +79,16 @@ def ship(
         raise RecipeError(f"--min-avg-logprob is {min_avg_logprob:g}; expected a number, or nothing for no bound")
     sources = [checkpoint_folder(checkpoint) for checkpoint in checkpoints]
     source = sources[0]
+    before = None if after is None else checkpoint_folder(after)
     if min_avg_logprob is None and (target / CONFIG).is_file():
         min_avg_logprob = bound_in(target / CONFIG)
     with whole_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
+        if before is not None:
+            for stage in before.glob("recipe-*.yaml"):
+                shutil.copy(stage, folder)
+            started = Path(read_recipe(before / RECIPE).run.out).name  # as stages name theirs
+            shutil.copy(before / RECIPE, folder / f"recipe-{started}.yaml")
         for name in HALVED:
             halves = {key: tensor.half() for key, tensor in mean_weights([each / name for each in sources]).items()}
             save_file(halves, folder / name, metadata={"format": "pt"})
