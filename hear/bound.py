@@ -1,6 +1,6 @@
 """What `min_avg_logprob` a checkpoint should have: it writes speech like this down, all but a few clips of it.
 
-    python hear/bound.py CHECKPOINT MANIFEST [--keep 0.95] [--quiet MANIFEST]
+    python hear/bound.py CHECKPOINT MANIFEST [--keep 0.95] [--quiet MANIFEST ...]
 
 The recordings are speech that the checkpoint was made for and did not learn from; what their transcripts should be is not
 looked at. With `--quiet`, clips in which nothing is said in English, the bound is raised until none of them has words. Prints
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("checkpoint")
     parser.add_argument("manifest")
     parser.add_argument("--keep", type=float, default=0.95, help="share of the clips whose words stay")
-    parser.add_argument("--quiet", help="manifest of clips without English, none of which may have words")
+    parser.add_argument("--quiet", nargs="+", default=[], help="manifests of clips without English: none may have words")
     options = parser.parse_args()
     try:
         print(find_bound(options.checkpoint, options.manifest, options.keep, options.quiet))
@@ -39,7 +39,7 @@ def main() -> int:
     return 0
 
 
-def find_bound(checkpoint: str, manifest: str, keep: float, quiet: str | None = None) -> float:
+def find_bound(checkpoint: str, manifest: str, keep: float, quiet: Sequence[str] = ()) -> float:
     """The bound in hundredths: rounded down for speech, up for what nobody said.
 
     Raises:
@@ -53,7 +53,7 @@ def find_bound(checkpoint: str, manifest: str, keep: float, quiet: str | None = 
         raise DataError(f"{checkpoint} hears no words in {manifest}; expected recordings of speech it was made for")
     print(f"half of them are surer than {float(np.median(said)):.3f}", file=sys.stderr)
     bound = math.floor(100 * float(np.quantile(said, 1 - keep, method="lower"))) / 100
-    if quiet is not None and (invented := sureness(engine, quiet, max)):
+    if invented := [sure for clips in quiet for sure in sureness(engine, clips, max)]:
         bound = max(bound, min(0.0, (math.floor(100 * max(invented)) + 1) / 100))
         print(f"the surest is {max(invented):.3f}", file=sys.stderr)
     kept = sum(each >= bound for each in said)

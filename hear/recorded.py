@@ -1,0 +1,196 @@
+"""Clips of people who speak another language, and of recorded music -> OUT/audio/ and OUT/manifest.jsonl.
+
+    python hear/recorded.py PACKAGES --split test --out runs/hear/data/no_speech_people
+    python hear/recorded.py --packages          the Debian packages that are heard, a line each
+
+PACKAGES holds the packages' files, each in a folder of its package's name (hear/README.md: how they are fetched, and their
+licences). Each split has speakers, languages and albums of its own. Which recordings are taken depends on the seed and their
+names alone; a clip that is there already is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aura.audio.waveform import SAMPLE_RATE, load_waveform, probe_seconds
+from aura.errors import AudioError, AuraError, DataError
+from aura.evaluation.json_text import replace_text
+from aura.progress import audio_progress
+from aura.synthesis.no_speech import SECONDS, level_db
+from aura.synthesis.render import write_audio
+
+SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one is a letter or a cry
+# Of telephone prompts: tones, animals, and the letters and code words of the alphabet, which English has too
+NO_WORDS = ("/silence/", "/letters/", "/phonetic/", "/beep", "/ascending-", "/descending-", "/tt-")
+ENDINGS = (".wav", ".ogg", ".opus", ".mp3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Recordings of one kind in one package.
+
+    Args:
+        sound: the language's code, or the album.
+        clips: taken of it.
+        below: part of the path that all of them share.
+    """
+
+    package: str
+    kind: str
+    sound: str
+    speaker: str | None = None
+    clips: int
+    below: str = "/"
+
+
+def prompts(package: str, language: str, speaker: str, clips: int) -> Source:
+    return Source(package=package, kind="language", sound=language, speaker=speaker, clips=clips, below="/sounds/")
+
+
+def played(package: str, clips: int, below: str = "/") -> Source:
+    return Source(package=package, kind="music", sound=package, clips=clips, below=below)
+
+
+SOURCES: dict[str, tuple[Source, ...]] = {
+    "test": (
+        prompts("asterisk-core-sounds-es-wav", "es", "Allison (Mexico)", 45),
+        prompts("asterisk-core-sounds-it-wav", "it", "Carlo", 45),
+        prompts("asterisk-prompt-it-menardi-wav", "it", "Paola", 45),
+        prompts("asterisk-core-sounds-ru-wav", "ru", "Ivrvoice", 45),
+        played("warzone2100-music", 60),
+    ),
+    # What a bound is found on: other people, languages and music than those of the test
+    "valid": (
+        Source(package="fillets-ng-data-nl", kind="language", sound="nl", clips=90, below="/nl/"),
+        played("singularity-music", 30),
+    ),
+    "train": (
+        Source(package="fillets-ng-data-cs", kind="language", sound="cs", clips=300, below="/cs/"),
+        prompts("asterisk-core-sounds-fr-wav", "fr", "June (Canada)", 200),
+        *(
+            Source(package="ktuberling-data", kind="language", sound=language, clips=20, below=f"/sounds/{language}/")
+            for language in ("ca", "da", "de", "el", "gl", "lt", "sl", "wa")
+        ),
+        played("hyperrogue-music", 60, "/hr3-"),
+        played("asc-music", 20),
+        played("fillets-ng-data", 40, "/music/"),
+    ),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="with a folder for each package")
+    parser.add_argument("--packages", action="store_true", help="name the packages and end")
+    parser.add_argument("--split", choices=SOURCES, default="test")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if options.packages:
+        print("\n".join(dict.fromkeys(source.package for sources in SOURCES.values() for source in sources)))
+        return 0
+    if options.folder is None or options.out is None:
+        parser.error("expected PACKAGES and --out FOLDER")
+    try:
+        rows = collect(options.folder, SOURCES[options.split], options.out, options.seed)
+    except (AuraError, OSError) as error:
+        print(f"hear/recorded.py: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.out / 'manifest.jsonl'}: {len(rows)} clips, {sum(row['seconds'] for row in rows) / 60:.0f} minutes")
+    return 0
+
+
+def collect(packages: Path, sources: tuple[Source, ...], out: Path, seed: int) -> list[dict[str, Any]]:
+    """All clips of a split; the rows of its manifest.
+
+    Raises:
+        DataError: a package is missing or holds too few recordings.
+    """
+    rows = []
+    with audio_progress("recordings", sum(source.clips for source in sources)) as advance:
+        for source in sources:
+            for row in _clips(packages, source, out, seed):
+                rows.append(row)
+                advance(1, row["seconds"])
+    replace_text(out / "manifest.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return rows
+
+
+def _clips(packages: Path, source: Source, out: Path, seed: int) -> Iterator[dict[str, Any]]:
+    folder = packages / source.package
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing; unpack the Debian package {source.package} there (hear/README.md)")
+    left = source.clips
+    for file, start, seconds in _stretches(folder, source, seed):
+        if not left:
+            return
+        id = _draw(seed, source.package, file.relative_to(folder).as_posix(), f"{start:.2f}")
+        try:
+            wave_N = load_waveform(file, start=start, end=start + seconds)
+        except AudioError:
+            continue  # one of a thousand that is cut short
+        if not np.any(wave_N):
+            continue
+        audio = out / "audio" / f"{id}.flac"
+        if not audio.is_file():
+            write_audio(wave_N, audio.with_suffix(""), "flac")
+        row = {
+            "id": id,
+            "audio": audio.relative_to(out).as_posix(),
+            "seconds": round(len(wave_N) / SAMPLE_RATE, 4),
+            "task": "transcribe",
+            "transcript": "",
+            "label": {"no_speech": source.kind, "sound": source.sound},
+            "source": f"{source.package}/{file.name}",
+            "level_db": level_db(wave_N),
+        }
+        if source.kind == "language":
+            row |= {"lang": source.sound, "speaker": source.speaker or source.package}
+        yield row
+        left -= 1
+    if left:
+        raise DataError(f"{folder} holds {left} recordings too few below '{source.below}'; expected {source.clips}")
+
+
+def _stretches(folder: Path, source: Source, seed: int) -> Iterator[tuple[Path, float, float]]:
+    """Files in drawn order, and what is heard of each: first second and length."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix in ENDINGS}
+    names = [name for name in files if source.below in f"/{name}"]
+    if source.kind == "language":
+        names = [name for name in names if not any(part in f"/{name}" for part in NO_WORDS)]
+        for name in sorted(names, key=lambda name: _draw(seed, source.package, name)):
+            seconds = _seconds(files[name])
+            if SPOKEN_SECONDS[0] <= seconds <= SPOKEN_SECONDS[1]:
+                yield files[name], 0.0, seconds
+        return
+    tracks = [(name, _seconds(files[name])) for name in sorted(names)]
+    tracks = [(name, seconds) for name, seconds in tracks if seconds > 2 * SECONDS[1]]  # others are jingles
+    rng = np.random.default_rng(seed)
+    for number in range(2 * source.clips if tracks else 0):
+        name, whole = tracks[number % len(tracks)]
+        length = rng.uniform(*SECONDS)
+        yield files[name], float(rng.uniform(0.0, whole - length)), float(length)
+
+
+def _seconds(file: Path) -> float:
+    try:
+        return probe_seconds(file)
+    except AudioError:
+        return 0.0
+
+
+def _draw(*what: object) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:20]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""hear/recorded.py: which recordings of Debian's packages become clips without English."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from aura.data.manifest import read_utterances
+from aura.data.utterance import no_speech_kind
+
+ROOT = Path(__file__).parent.parent
+RATE = 8000
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "hear"))
+    return importlib.import_module("recorded")
+
+
+def record(file: Path, seconds: float, hertz: float = 200.0) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    times_N = np.arange(round(seconds * RATE)) / RATE
+    soundfile.write(file, 0.1 * np.sin(2 * np.pi * hertz * times_N), RATE)
+
+
+@pytest.fixture
+def packages(tmp_path: Path) -> Path:
+    """Two packages: prompts of all sorts, and an album of two tracks and a jingle."""
+    folder = tmp_path / "packages"
+    for number in range(12):
+        record(folder / "prompts" / "usr" / "sounds" / "ru" / f"vm-{number}.wav", 1.0 + 0.2 * number)
+    record(folder / "prompts" / "usr" / "sounds" / "ru" / "letters" / "a.wav", 1.0)
+    record(folder / "prompts" / "usr" / "sounds" / "ru" / "tt-monkeys.wav", 2.0)
+    record(folder / "prompts" / "usr" / "sounds" / "ru" / "vm-click.wav", 0.3)
+    record(folder / "prompts" / "usr" / "sounds" / "ru" / "vm-speech.wav", 20.0)
+    record(folder / "prompts" / "usr" / "other" / "elsewhere.wav", 2.0)
+    (folder / "prompts" / "usr" / "sounds" / "ru" / "vm-broken.wav").write_bytes(b"RIFF")
+    for number in range(2):
+        record(folder / "album" / f"track{number}.ogg", 30.0, 300.0 + number)
+    record(folder / "album" / "jingle.ogg", 3.0)
+    return folder
+
+
+def sources(recorded: Any, clips: int = 8) -> tuple[Any, ...]:
+    return (recorded.prompts("prompts", "ru", "Ivan", clips), recorded.played("album", 5))
+
+
+def test_clips_are_words_and_stretches_of_whole_tracks(recorded: Any, packages: Path, tmp_path: Path) -> None:
+    rows = recorded.collect(packages, sources(recorded), tmp_path / "out", 0)
+    utterances = list(read_utterances(tmp_path / "out" / "manifest.jsonl"))
+    assert [row["id"] for row in rows] == [u.id for u in utterances] and len({row["id"] for row in rows}) == 13
+    assert [no_speech_kind(u.label) for u in utterances] == ["language"] * 8 + ["music"] * 5
+    spoken, music = rows[:8], rows[8:]
+    assert all(row["source"].startswith("prompts/vm-") and row["speaker"] == "Ivan" for row in spoken)
+    assert not {"prompts/vm-click.wav", "prompts/vm-speech.wav", "prompts/vm-broken.wav"} & {r["source"] for r in spoken}
+    assert {row["source"] for row in music} == {"album/track0.ogg", "album/track1.ogg"}
+    for row, utterance in zip(rows, utterances, strict=True):
+        wave_N = utterance.audio[0].load()
+        assert len(wave_N) / 16_000 == pytest.approx(row["seconds"], abs=1e-3)
+        assert row["level_db"] == pytest.approx(-23.0, abs=0.5)  # a sine of 0.1
+
+
+def test_the_same_clips_come_again_and_a_cut_off_run_goes_on(recorded: Any, packages: Path, tmp_path: Path) -> None:
+    first = recorded.collect(packages, sources(recorded), tmp_path / "one", 0)
+    assert recorded.collect(packages, sources(recorded), tmp_path / "two", 0) == first
+    assert recorded.collect(packages, sources(recorded), tmp_path / "three", 1) != first
+    gone = tmp_path / "one" / first[0]["audio"]
+    kept = tmp_path / "one" / first[1]["audio"]
+    before = kept.stat().st_mtime_ns
+    gone.unlink()
+    (tmp_path / "one" / "manifest.jsonl").unlink()
+    assert recorded.collect(packages, sources(recorded), tmp_path / "one", 0) == first
+    assert gone.is_file() and kept.stat().st_mtime_ns == before
+
+
+def test_what_is_missing_is_said_in_one_line(
+    recorded: Any, packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["recorded.py", *map(str, words)])
+        return int(recorded.main())
+
+    monkeypatch.setitem(recorded.SOURCES, "test", sources(recorded, clips=50))
+    assert main(packages, "--out", tmp_path / "out") == 2
+    [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "prompts holds 38 recordings too few" in line and not (tmp_path / "out" / "manifest.jsonl").exists()
+    monkeypatch.setitem(recorded.SOURCES, "test", (recorded.played("absent", 1),))
+    assert main(packages, "--out", tmp_path / "out") == 2
+    assert "unpack the Debian package absent there" in capsys.readouterr().err
+    assert main("--packages") == 0
+    assert "fillets-ng-data-cs" in capsys.readouterr().out.split()
+
+
+def test_no_part_hears_a_language_a_person_or_an_album_of_another(recorded: Any) -> None:
+    parts = {name: {(s.kind, s.sound) for s in part} for name, part in recorded.SOURCES.items()}
+    assert set(parts) == {"train", "valid", "test"}
+    assert not parts["train"] & parts["valid"] and not parts["train"] & parts["test"] and not parts["valid"] & parts["test"]
+    assert sum(source.clips for source in recorded.SOURCES["test"]) >= 200
+
+
+def test_the_recipe_hears_the_training_part_alone() -> None:
+    text = (ROOT / "recipes" / "hear-270m-people.yaml").read_text()
+    heard = {line.strip("- \n") for line in text.splitlines() if "no_speech" in line}
+    assert "runs/hear/data/no_speech_people_train.jsonl" in heard
+    assert not any(json.dumps(name).count(part) for name in heard for part in ("_valid", "_test", "people.jsonl"))
