@@ -29,7 +29,9 @@ def main() -> int:
     parser.add_argument("checkpoint")
     parser.add_argument("manifest")
     parser.add_argument("--keep", type=float, default=0.95, help="share of the clips whose words stay")
-    parser.add_argument("--quiet", nargs="+", default=[], help="manifests of clips without English: none may have words")
+    parser.add_argument(
+        "--quiet", nargs="+", default=[], help="manifests of clips without English: none may have words"
+    )
     options = parser.parse_args()
     try:
         print(find_bound(options.checkpoint, options.manifest, options.keep, options.quiet))

@@ -105,7 +105,9 @@ def main() -> int:
     except (AuraError, OSError) as error:
         print(f"hear/recorded.py: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out / 'manifest.jsonl'}: {len(rows)} clips, {sum(row['seconds'] for row in rows) / 60:.0f} minutes")
+    print(
+        f"{options.out / 'manifest.jsonl'}: {len(rows)} clips, {sum(row['seconds'] for row in rows) / 60:.0f} minutes"
+    )
     return 0
 
 

@@ -60,7 +60,9 @@ def test_clips_are_words_and_stretches_of_whole_tracks(recorded: Any, packages: 
     assert [no_speech_kind(u.label) for u in utterances] == ["language"] * 8 + ["music"] * 5
     spoken, music = rows[:8], rows[8:]
     assert all(row["source"].startswith("prompts/vm-") and row["speaker"] == "Ivan" for row in spoken)
-    assert not {"prompts/vm-click.wav", "prompts/vm-speech.wav", "prompts/vm-broken.wav"} & {r["source"] for r in spoken}
+    assert not {"prompts/vm-click.wav", "prompts/vm-speech.wav", "prompts/vm-broken.wav"} & {
+        r["source"] for r in spoken
+    }
     assert {row["source"] for row in music} == {"album/track0.ogg", "album/track1.ogg"}
     for row, utterance in zip(rows, utterances, strict=True):
         wave_N = utterance.audio[0].load()
@@ -102,7 +104,11 @@ def test_what_is_missing_is_said_in_one_line(
 def test_no_part_hears_a_language_a_person_or_an_album_of_another(recorded: Any) -> None:
     parts = {name: {(s.kind, s.sound) for s in part} for name, part in recorded.SOURCES.items()}
     assert set(parts) == {"train", "valid", "test"}
-    assert not parts["train"] & parts["valid"] and not parts["train"] & parts["test"] and not parts["valid"] & parts["test"]
+    assert (
+        not parts["train"] & parts["valid"]
+        and not parts["train"] & parts["test"]
+        and not parts["valid"] & parts["test"]
+    )
     assert sum(source.clips for source in recorded.SOURCES["test"]) >= 200
 
 
