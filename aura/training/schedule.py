@@ -24,6 +24,7 @@ def make_optimizer(
             for (peak, is_matrix), members in groups.items()
         ],
         betas=config.betas,
+        fused=True,
     )
 
 
