@@ -11,7 +11,6 @@ names alone; a clip that is there already is kept.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -21,17 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from aura.audio.waveform import SAMPLE_RATE, load_waveform, probe_seconds
+from aura.audio.waveform import load_waveform, probe_seconds
+from aura.data.audiofolder import AUDIO_SUFFIXES
 from aura.errors import AudioError, AuraError, DataError
 from aura.evaluation.json_text import replace_text
 from aura.progress import audio_progress
-from aura.synthesis.no_speech import SECONDS, level_db
+from aura.synthesis.no_speech import SECONDS, Kind, clip_id, clip_row
 from aura.synthesis.render import write_audio
 
 SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one is a letter or a cry
 # Of telephone prompts: tones, animals, and the letters and code words of the alphabet, which English has too
 NO_WORDS = ("/silence/", "/letters/", "/phonetic/", "/beep", "/ascending-", "/descending-", "/tt-")
-ENDINGS = (".wav", ".ogg", ".opus", ".mp3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Source:
     """
 
     package: str
-    kind: str
+    kind: Kind
     sound: str
     speaker: str | None = None
     clips: int
@@ -132,10 +131,10 @@ def _clips(packages: Path, source: Source, out: Path, seed: int) -> Iterator[dic
     if not folder.is_dir():
         raise DataError(f"{folder} is missing; unpack the Debian package {source.package} there (hear/README.md)")
     left = source.clips
-    for file, start, seconds in _stretches(folder, source, seed):
+    for file, start, seconds in (_spoken if source.kind == "language" else _tracks)(folder, source, seed):
         if not left:
             return
-        id = _draw(seed, source.package, file.relative_to(folder).as_posix(), f"{start:.2f}")
+        id = clip_id(seed, source.package, file.relative_to(folder).as_posix(), f"{start:.2f}")
         try:
             wave_N = load_waveform(file, start=start, end=start + seconds)
         except AudioError:
@@ -145,42 +144,42 @@ def _clips(packages: Path, source: Source, out: Path, seed: int) -> Iterator[dic
         audio = out / "audio" / f"{id}.flac"
         if not audio.is_file():
             write_audio(wave_N, audio.with_suffix(""), "flac")
-        row = {
-            "id": id,
-            "audio": audio.relative_to(out).as_posix(),
-            "seconds": round(len(wave_N) / SAMPLE_RATE, 4),
-            "task": "transcribe",
-            "transcript": "",
-            "label": {"no_speech": source.kind, "sound": source.sound},
-            "source": f"{source.package}/{file.name}",
-            "level_db": level_db(wave_N),
-        }
+        fields = {"source": f"{source.package}/{file.name}"}
         if source.kind == "language":
-            row |= {"lang": source.sound, "speaker": source.speaker or source.package}
-        yield row
+            fields |= {"lang": source.sound, "speaker": source.speaker or source.package}
+        yield clip_row(id, wave_N, audio.relative_to(out), source.kind, source.sound, fields)
         left -= 1
     if left:
         raise DataError(f"{folder} holds {left} recordings too few below '{source.below}'; expected {source.clips}")
 
 
-def _stretches(folder: Path, source: Source, seed: int) -> Iterator[tuple[Path, float, float]]:
-    """Files in drawn order, and what is heard of each: first second and length."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix in ENDINGS}
-    names = [name for name in files if source.below in f"/{name}"]
-    if source.kind == "language":
-        names = [name for name in names if not any(part in f"/{name}" for part in NO_WORDS)]
-        for name in sorted(names, key=lambda name: _draw(seed, source.package, name)):
-            seconds = _seconds(files[name])
-            if SPOKEN_SECONDS[0] <= seconds <= SPOKEN_SECONDS[1]:
-                yield files[name], 0.0, seconds
-        return
-    tracks = [(name, _seconds(files[name])) for name in sorted(names)]
-    tracks = [(name, seconds) for name, seconds in tracks if seconds > 2 * SECONDS[1]]  # others are jingles
+Stretch = tuple[Path, float, float]  # a file, the first second heard of it, how many
+
+
+def _spoken(folder: Path, source: Source, seed: int) -> Iterator[Stretch]:
+    """Whole files in which words are said, in drawn order."""
+    names = [name for name in _names(folder, source) if not any(part in f"/{name}" for part in NO_WORDS)]
+    for name in sorted(names, key=lambda name: clip_id(seed, source.package, name)):
+        seconds = _seconds(folder / name)
+        if SPOKEN_SECONDS[0] <= seconds <= SPOKEN_SECONDS[1]:
+            yield folder / name, 0.0, seconds
+
+
+def _tracks(folder: Path, source: Source, seed: int) -> Iterator[Stretch]:
+    """Stretches of the tracks in turn, twice as many as are wanted: some may be silent."""
+    tracks = [(folder / name, _seconds(folder / name)) for name in sorted(_names(folder, source))]
+    tracks = [(file, seconds) for file, seconds in tracks if seconds > 2 * SECONDS[1]]  # others are jingles
     rng = np.random.default_rng(seed)
     for number in range(2 * source.clips if tracks else 0):
-        name, whole = tracks[number % len(tracks)]
+        file, whole = tracks[number % len(tracks)]
         length = rng.uniform(*SECONDS)
-        yield files[name], float(rng.uniform(0.0, whole - length)), float(length)
+        yield file, float(rng.uniform(0.0, whole - length)), float(length)
+
+
+def _names(folder: Path, source: Source) -> list[str]:
+    """The package's recordings, relative to it."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in AUDIO_SUFFIXES]
+    return [name for name in names if source.below in f"/{name}"]
 
 
 def _seconds(file: Path) -> float:
@@ -188,10 +187,6 @@ def _seconds(file: Path) -> float:
         return probe_seconds(file)
     except AudioError:
         return 0.0
-
-
-def _draw(*what: object) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:20]
 
 
 if __name__ == "__main__":

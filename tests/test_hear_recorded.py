@@ -109,6 +109,11 @@ def test_no_part_hears_a_language_a_person_or_an_album_of_another(recorded: Any)
         and not parts["train"] & parts["test"]
         and not parts["valid"] & parts["test"]
     )
+    people = {
+        name: {source.speaker or source.package for source in part if source.kind == "language"}
+        for name, part in recorded.SOURCES.items()
+    }
+    assert not people["train"] & people["valid"] and not (people["train"] | people["valid"]) & people["test"]
     assert sum(source.clips for source in recorded.SOURCES["test"]) >= 200
 
 

@@ -215,9 +215,13 @@ def plan_clips(options: NoSpeechOptions, *, versions: Sequence[str]) -> list[_Cl
             options.format,
             decides.get(kind),
         ]
-        id = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:ID_DIGITS]
-        clips.append(_Clip(id=id, kind=kind, number=number))
+        clips.append(_Clip(id=clip_id(*key), kind=kind, number=number))
     return clips
+
+
+def clip_id(*key: object) -> str:
+    """What a clip is called: the same for the same things that decide it."""
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:ID_DIGITS]
 
 
 def _open_engines(options: NoSpeechOptions, settings: EngineOptions) -> tuple[list[Engine], dict[str, str]]:
@@ -246,14 +250,28 @@ def _make_row(clip: _Clip, options: NoSpeechOptions, engines: Sequence[Engine], 
     except AuraError as error:
         return {"id": clip.id, "failed": True, "error": str(error)}
     file = write_audio(wave_N, folder / clip.file, options.format)
+    return clip_row(clip.id, wave_N, file.relative_to(folder), clip.kind, sound, fields)
+
+
+def clip_row(
+    id: str, wave_N: np.ndarray, audio: Path, kind: Kind, sound: str, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The manifest's row of a clip without English.
+
+    Args:
+        wave_N: float32, 16 kHz.
+        audio: its file, relative to the manifest.
+        sound: what is heard: a language's code, a timbre, an album.
+        fields: what else the row says.
+    """
     return {
-        "id": clip.id,
-        "audio": file.relative_to(folder).as_posix(),
+        "id": id,
+        "audio": audio.as_posix(),
         "seconds": round(len(wave_N) / SAMPLE_RATE, 4),
         "task": "transcribe",
         "transcript": "",
         # What it teaches follows from the label (NO_SPEECH_ANSWER), behind whatever prompt the recipe asks
-        "label": {"no_speech": clip.kind, "sound": sound},
+        "label": {"no_speech": kind, "sound": sound},
         **fields,
         "level_db": level_db(wave_N),
     }
