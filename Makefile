@@ -31,6 +31,7 @@ DATA := runs/hear/data
 RUN := runs/hear/run
 MEAN := runs/hear/mean
 LANGUAGES := runs/hear/mean-languages
+MEAN_PEOPLE := runs/hear/mean-people
 # Debian packages with recordings of people who speak another language, and of music: fetched where they are not there yet
 PEOPLE ?= runs/hear/packages
 SPEAK := $(BIN)/aura data synthesize
@@ -66,6 +67,9 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split train --out $(DATA)/no_speech_people_train
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid --out $(DATA)/no_speech_people_valid
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test --out $(DATA)/no_speech_people
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split train-words --out $(DATA)/no_speech_people_words_train
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid-words --out $(DATA)/no_speech_people_words_valid
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-words --out $(DATA)/no_speech_people_words
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
 	$(SPEAK) $(DATA)/questions_train.txt.jsonl --out $(DATA)/questions_train --engine flite espeak-ng \
@@ -95,6 +99,10 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python hear/ship.py runs/hear/languages-0/checkpoint $(LANGUAGES) --average runs/hear/languages-1/checkpoint --after $(MEAN)
 	$(BIN)/aura train --recipe recipes/hear-270m-people.yaml --resume
 	$(BIN)/aura train --recipe recipes/hear-270m-people.yaml --run.seed 1 --run.out runs/hear/people-1 --resume
+	$(BIN)/python hear/ship.py runs/hear/people-0/checkpoint $(MEAN_PEOPLE) --average runs/hear/people-1/checkpoint $(LANGUAGES) \
+	  --after $(LANGUAGES)
+	$(BIN)/aura train --recipe recipes/hear-270m-short.yaml --resume
+	$(BIN)/aura train --recipe recipes/hear-270m-short.yaml --run.seed 1 --run.out runs/hear/short-1 --resume
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from aura.audio.waveform import load_waveform, probe_seconds
+from aura.audio.waveform import SAMPLE_RATE, load_waveform, probe_seconds
 from aura.data.audiofolder import AUDIO_SUFFIXES
 from aura.errors import AudioError, AuraError, DataError
 from aura.evaluation.json_text import replace_text
@@ -29,6 +29,8 @@ from aura.synthesis.no_speech import SECONDS, Kind, clip_id, clip_row
 from aura.synthesis.render import write_audio
 
 SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one is a letter or a cry
+WORD_SECONDS = (0.5, 1.5)  # of single words: a telephone's numerals, things in a picture
+SUFFIXES = (*AUDIO_SUFFIXES, ".gsm")  # as telephones keep them
 # Of telephone prompts: tones, animals, and the letters and code words of the alphabet, which English has too
 NO_WORDS = ("/silence/", "/letters/", "/phonetic/", "/beep", "/ascending-", "/descending-", "/tt-")
 
@@ -41,6 +43,8 @@ class Source:
         sound: the language's code, or the album.
         clips: taken of it.
         below: part of the path that all of them share.
+        seconds: the shortest and the longest that are taken, of whole recordings and of pieces.
+        pieces: stretches from one quiet moment to another, out of longer recordings, instead of whole ones.
     """
 
     package: str
@@ -49,10 +53,48 @@ class Source:
     speaker: str | None = None
     clips: int
     below: str = "/"
+    seconds: tuple[float, float] = SPOKEN_SECONDS
+    pieces: bool = False
 
 
-def prompts(package: str, language: str, speaker: str, clips: int) -> Source:
-    return Source(package=package, kind="language", sound=language, speaker=speaker, clips=clips, below="/sounds/")
+def prompts(
+    package: str, language: str, speaker: str, clips: int, seconds: tuple[float, float] = SPOKEN_SECONDS
+) -> Source:
+    return Source(
+        package=package,
+        kind="language",
+        sound=language,
+        speaker=speaker,
+        clips=clips,
+        below="/sounds/",
+        seconds=seconds,
+    )
+
+
+def picture_words(language: str, clips: int, seconds: tuple[float, float] = SPOKEN_SECONDS) -> Source:
+    """The names of what a children's game shows."""
+    return Source(
+        package="ktuberling-data",
+        kind="language",
+        sound=language,
+        speaker=f"ktuberling {language}",
+        clips=clips,
+        below=f"/sounds/{language}/",
+        seconds=seconds,
+    )
+
+
+def actors(language: str, clips: int, pieces: bool = False) -> Source:
+    """What fish say to each other in a game, or pieces of it as short as words."""
+    return Source(
+        package=f"fillets-ng-data-{language}",
+        kind="language",
+        sound=language,
+        clips=clips,
+        below=f"/{language}/",
+        seconds=WORD_SECONDS if pieces else SPOKEN_SECONDS,
+        pieces=pieces,
+    )
 
 
 def played(package: str, clips: int, below: str = "/") -> Source:
@@ -67,21 +109,42 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         prompts("asterisk-core-sounds-ru-wav", "ru", "Ivrvoice", 45),
         played("warzone2100-music", 60),
     ),
+    # Harder: the same people and one more, single words alone. Some are in the part above as well.
+    "test-words": (
+        prompts("asterisk-core-sounds-es-wav", "es", "Allison (Mexico)", 60, WORD_SECONDS),
+        prompts("asterisk-prompt-es-co", "es", "July (Colombia)", 60, WORD_SECONDS),
+        prompts("asterisk-core-sounds-it-wav", "it", "Carlo", 60, WORD_SECONDS),
+        prompts("asterisk-prompt-it-menardi-wav", "it", "Paola", 60, WORD_SECONDS),
+        prompts("asterisk-core-sounds-ru-wav", "ru", "Ivrvoice", 60, WORD_SECONDS),
+    ),
     # What a bound is found on: other people, languages and music than those of the test
     "valid": (
-        Source(package="fillets-ng-data-nl", kind="language", sound="nl", clips=90, below="/nl/"),
+        actors("nl", 90),
         played("singularity-music", 30),
     ),
+    "valid-words": (
+        actors("nl", 60, pieces=True),
+        *(picture_words(language, clips, WORD_SECONDS) for language, clips in (("nn", 90), ("uk", 90))),
+    ),
     "train": (
-        Source(package="fillets-ng-data-cs", kind="language", sound="cs", clips=300, below="/cs/"),
+        actors("cs", 300),
         prompts("asterisk-core-sounds-fr-wav", "fr", "June (Canada)", 200),
-        *(
-            Source(package="ktuberling-data", kind="language", sound=language, clips=20, below=f"/sounds/{language}/")
-            for language in ("ca", "da", "de", "el", "gl", "lt", "sl", "wa")
-        ),
+        *(picture_words(language, 20) for language in ("ca", "da", "de", "el", "gl", "lt", "sl", "wa")),
         played("hyperrogue-music", 60, "/hr3-"),
         played("asc-music", 20),
         played("fillets-ng-data", 40, "/music/"),
+    ),
+    "train-words": (
+        actors("cs", 300, pieces=True),
+        prompts("asterisk-core-sounds-fr-wav", "fr", "June (Canada)", 190, WORD_SECONDS),
+        prompts("asterisk-prompt-fr-armelle", "fr", "Armelle (France)", 110, WORD_SECONDS),
+        *(
+            picture_words(language, clips, WORD_SECONDS)
+            for language, clips in (
+                *(("ca", 100), ("da", 60), ("de", 50), ("el", 60), ("fr", 120), ("gl", 50), ("lt", 60), ("sl", 50)),
+                *(("wa", 60), ("fi", 9), ("ga", 10), ("nds", 9), ("pt", 10), ("ro", 10), ("sr", 10), ("sv", 10)),
+            )
+        ),
     ),
 }
 
@@ -131,7 +194,8 @@ def _clips(packages: Path, source: Source, out: Path, seed: int) -> Iterator[dic
     if not folder.is_dir():
         raise DataError(f"{folder} is missing; unpack the Debian package {source.package} there (hear/README.md)")
     left = source.clips
-    for file, start, seconds in (_spoken if source.kind == "language" else _tracks)(folder, source, seed):
+    stretches = _tracks if source.kind == "music" else _pieces if source.pieces else _spoken
+    for file, start, seconds in stretches(folder, source, seed):
         if not left:
             return
         id = clip_id(seed, source.package, file.relative_to(folder).as_posix(), f"{start:.2f}")
@@ -158,11 +222,42 @@ Stretch = tuple[Path, float, float]  # a file, the first second heard of it, how
 
 def _spoken(folder: Path, source: Source, seed: int) -> Iterator[Stretch]:
     """Whole files in which words are said, in drawn order."""
+    shortest, longest = source.seconds
+    for file in _drawn(folder, source, seed):
+        seconds = _seconds(file)
+        if shortest <= seconds <= longest:
+            yield file, 0.0, seconds
+
+
+def _pieces(folder: Path, source: Source, seed: int) -> Iterator[Stretch]:
+    """One piece of each recording that is twice as long, from one of its quieter moments to another."""
+    shortest, longest = source.seconds
+    rng = np.random.default_rng(seed)
+    for file in _drawn(folder, source, seed):
+        whole = _seconds(file)
+        start, length = rng.uniform(0.0, max(0.0, whole - longest)), rng.uniform(shortest, longest)
+        if whole < 2 * longest:
+            continue
+        wave_N = load_waveform(file)
+        first, last = (_quietest(wave_N, moment) for moment in (start, start + length))
+        if shortest <= last - first <= longest:
+            yield file, first, last - first
+
+
+def _quietest(wave_N: np.ndarray, second: float, around: float = 0.2, step: float = 0.02) -> float:
+    """The second with the least energy near another one."""
+    moments = np.arange(max(0.0, second - around), min(len(wave_N) / SAMPLE_RATE - step, second + around), step)
+    energies = [
+        float(np.mean(wave_N[round(moment * SAMPLE_RATE) : round((moment + step) * SAMPLE_RATE)] ** 2))
+        for moment in moments
+    ]
+    return float(moments[np.argmin(energies)] + step / 2) if energies else second
+
+
+def _drawn(folder: Path, source: Source, seed: int) -> list[Path]:
+    """The source's recordings in which something is said, in drawn order."""
     names = [name for name in _names(folder, source) if not any(part in f"/{name}" for part in NO_WORDS)]
-    for name in sorted(names, key=lambda name: clip_id(seed, source.package, name)):
-        seconds = _seconds(folder / name)
-        if SPOKEN_SECONDS[0] <= seconds <= SPOKEN_SECONDS[1]:
-            yield folder / name, 0.0, seconds
+    return [folder / name for name in sorted(names, key=lambda name: clip_id(seed, source.package, name))]
 
 
 def _tracks(folder: Path, source: Source, seed: int) -> Iterator[Stretch]:
@@ -178,7 +273,7 @@ def _tracks(folder: Path, source: Source, seed: int) -> Iterator[Stretch]:
 
 def _names(folder: Path, source: Source) -> list[str]:
     """The package's recordings, relative to it."""
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in AUDIO_SUFFIXES]
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix in SUFFIXES]
     return [name for name in names if source.below in f"/{name}"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,23 +101,49 @@ def test_what_is_missing_is_said_in_one_line(
 
 
 def test_no_part_hears_a_language_a_person_or_an_album_of_another(recorded: Any) -> None:
-    parts = {name: {(s.kind, s.sound) for s in part} for name, part in recorded.SOURCES.items()}
+    parts: dict[str, set[tuple[str, str]]] = {}
+    people: dict[str, set[str]] = {}
+    for name, sources in recorded.SOURCES.items():
+        part = name.removesuffix("-words")
+        parts.setdefault(part, set()).update((source.kind, source.sound) for source in sources)
+        people.setdefault(part, set()).update(s.speaker or s.package for s in sources if s.kind == "language")
     assert set(parts) == {"train", "valid", "test"}
     assert (
         not parts["train"] & parts["valid"]
         and not parts["train"] & parts["test"]
         and not parts["valid"] & parts["test"]
     )
-    people = {
-        name: {source.speaker or source.package for source in part if source.kind == "language"}
-        for name, part in recorded.SOURCES.items()
-    }
     assert not people["train"] & people["valid"] and not (people["train"] | people["valid"]) & people["test"]
     assert sum(source.clips for source in recorded.SOURCES["test"]) >= 200
 
 
-def test_the_recipe_hears_the_training_part_alone() -> None:
-    text = (ROOT / "recipes" / "hear-270m-people.yaml").read_text()
+def test_pieces_are_cut_where_it_is_quiet(recorded: Any, tmp_path: Path) -> None:
+    """Bursts of three tenths of a second with pauses of two between them: what is cut off begins and ends in a pause."""
+    pause, burst = 0.2, 0.3
+    for number in range(6):
+        times_N = np.arange(round(6 * RATE)) / RATE
+        wave_N = 0.1 * np.sin(2 * np.pi * 200 * times_N) * (times_N % (pause + burst) >= pause)
+        file = tmp_path / "packages" / "fish" / "cs" / f"{number}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(file, wave_N, RATE)
+    record(tmp_path / "packages" / "fish" / "cs" / "short.wav", 2.0)
+    source = recorded.Source(
+        package="fish", kind="language", sound="cs", clips=4, below="/cs/", seconds=(0.5, 1.5), pieces=True
+    )
+    rows = recorded.collect(tmp_path / "packages", (source,), tmp_path / "out", 0)
+    assert len({row["source"] for row in rows}) == 4 and "fish/short.wav" not in {row["source"] for row in rows}
+    utterances = list(read_utterances(tmp_path / "out" / "manifest.jsonl"))
+    for row, utterance in zip(rows, utterances, strict=True):
+        assert 0.5 <= row["seconds"] <= 1.5
+        wave_N = utterance.audio[0].load()
+        edge = 16_000 // 200
+        assert np.abs(wave_N).max() > 0.05 > 10 * max(np.abs(wave_N[:edge]).max(), np.abs(wave_N[-edge:]).max())
+
+
+@pytest.mark.parametrize("recipe", ["people", "short"])
+def test_the_recipe_hears_the_training_part_alone(recipe: str) -> None:
+    text = (ROOT / "recipes" / f"hear-270m-{recipe}.yaml").read_text()
     heard = {line.strip("- \n") for line in text.splitlines() if "no_speech" in line}
     assert "runs/hear/data/no_speech_people_train.jsonl" in heard
-    assert not any(json.dumps(name).count(part) for name in heard for part in ("_valid", "_test", "people.jsonl"))
+    assert ("runs/hear/data/no_speech_people_words_train.jsonl" in heard) == (recipe == "short")
+    assert not any(part in name for name in heard for part in ("_valid", "_test", "people.jsonl", "words.jsonl"))
