@@ -202,7 +202,9 @@ class RunConfig:
     )
     seed: int = option(0, "of initialisation, data order and augmentation")
     steps: int = option(1000, "optimiser steps")
-    max_minutes: float | None = option(None, "stop (and save) after this wall time, whatever the step")
+    max_minutes: float | None = option(
+        None, "stop (and save) after this wall time, whatever the step; schedules end by then"
+    )
     log_every: int = option(10, "steps between log rows")
     eval_every: int = option(100, "steps between evaluations on data.valid; 0 only at the end")
     eval_items: int | None = option(128, "utterances per evaluation during training, evenly spread; all when null")

@@ -189,12 +189,15 @@ def test_max_minutes_ends_the_run_with_a_checkpoint(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_clock(monkeypatch)
-    recipe = recipe_for(folder, tmp_path, {"run.max_minutes": 3.5, "run.steps": 100, "optim.warmup_steps": 0})
+    changes = {"run.max_minutes": 3.5, "run.steps": 100, "optim.warmup_steps": 0, "distill.final_weight": 0.0}
+    recipe = recipe_for(folder, tmp_path, changes)
     result = train(recipe)
     assert result.finished and result.progress.step == 4 and (tmp_path / "checkpoint").is_dir()
     rates = [row["learning_rate"] for row in read_log(tmp_path / "log.jsonl")]
     # decayed by the clock: after 3 of 3.5 minutes, whatever the 100 steps
     assert rates == sorted(rates, reverse=True) and rates[0] == 3e-3 and rates[-1] < 0.2 * rates[0]
+    pulls = [row["distill_weight"] for row in read_log(tmp_path / "log.jsonl")]
+    assert pulls[0] == recipe.distill.weight and pulls[-1] == pytest.approx(pulls[0] * (1 - 85 / 99))
     again = train(recipe, resume=True)  # its time is over: nothing more is learnt
     assert again.finished and again.progress.step == 4
 

@@ -184,7 +184,13 @@ class _Run:
         self.display.step(step, self.window.figures(), line=due)
         if due and not self.window.is_empty:
             self._record(
-                {"kind": "train", "step": step, **self.window.row(), "learning_rate": self.stepper.learning_rate}
+                {
+                    "kind": "train",
+                    "step": step,
+                    **self.window.row(),
+                    "learning_rate": self.stepper.learning_rate,
+                    "distill_weight": self.stepper.distill_weight,
+                }
                 | {"bad_steps": progress.bad_steps, "minutes": round(progress.minutes, 3)}
             )
             self.window = Window(self.objective.pairs)

@@ -53,6 +53,7 @@ class Stepper:
         self.optimizer = make_optimizer(
             self.objective.trainable(), recipe.optim, is_bridge=recipe.run.route == "bridge"
         )
+        self.distill_weight = 0.0  # lambda of the last step
         self.average = WeightAverage(self.objective.trainable(), recipe.optim.average)
         self.wrapped: Any = accelerator.prepare_model(self.objective)
 
@@ -70,16 +71,19 @@ class Stepper:
         """
         recipe, accelerator = self.recipe, self.accelerator
         counts = self._counts(group)
+        planned = self._planned_step(progress)
         weights = Weights(
-            distill=distill_weight(progress.step, recipe.run.steps, recipe.distill),
+            distill=distill_weight(planned, recipe.run.steps, recipe.distill),
             kl=recipe.distill.response_kl,
-            answer=answer_weight(progress.step, recipe.run.steps, recipe.distill),
+            answer=answer_weight(planned, recipe.run.steps, recipe.distill),
             answer_tokens=max(1, int(counts[0])),
             patches=max(1, int(counts[1])),
             ctc=recipe.distill.ctc,
             micro_batches=recipe.batch.micro_batches,
         )
-        self._set_rates(progress)
+        self.distill_weight = weights.distill
+        warm = progress.step < recipe.optim.warmup_steps
+        set_rate(self.optimizer, rate_factor(progress.step if warm else planned, recipe.run.steps, recipe.optim))
         sums = torch.zeros(2 + len(self.objective.pairs), device=accelerator.device)
         for number, batch in enumerate(group):
             batch = batch.to(accelerator.device)
@@ -140,14 +144,12 @@ class Stepper:
         total: torch.Tensor = self.accelerator.reduce(mine.float().to(self.accelerator.device), reduction="sum").cpu()
         return total
 
-    def _set_rates(self, progress: Progress) -> None:
-        """Learning rate by steps, or by the clock where that ends the run first."""
-        step, steps = progress.step, self.recipe.run.steps
-        limit = self.recipe.run.max_minutes
-        if limit:
-            step = max(step, min(steps - 1, int(progress.minutes / limit * steps)))
-        warm = progress.step < self.recipe.optim.warmup_steps
-        set_rate(self.optimizer, rate_factor(progress.step if warm else step, steps, self.recipe.optim))
+    def _planned_step(self, progress: Progress) -> int:
+        """Where the run is in its schedules: by steps, or by the clock where that ends the run first."""
+        steps, limit = self.recipe.run.steps, self.recipe.run.max_minutes
+        if not limit:
+            return progress.step
+        return max(progress.step, min(steps - 1, int(progress.minutes / limit * steps)))
 
     def _targets(self, batch: Batch) -> torch.Tensor | None:
         if self.station.targets is None or self.objective.heads is None:
