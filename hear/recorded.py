@@ -30,6 +30,7 @@ from aura.synthesis.render import write_audio
 
 SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one is a letter or a cry
 WORD_SECONDS = (0.5, 1.5)  # of single words: a telephone's numerals, things in a picture
+CRIES = ("tux-huh.", "tux-wow.")  # of ktuberling-data: no word of any language decides what a bound is
 SUFFIXES = (*AUDIO_SUFFIXES, ".gsm")  # as telephones keep them
 # Of telephone prompts: tones, animals, and the letters and code words of the alphabet, which English has too
 NO_WORDS = ("/silence/", "/letters/", "/phonetic/", "/beep", "/ascending-", "/descending-", "/tt-")
@@ -44,6 +45,7 @@ class Source:
         clips: taken of it.
         below: part of the path that all of them share.
         seconds: the shortest and the longest that are taken, of whole recordings and of pieces.
+        without: parts of names that none of them has.
         pieces: stretches from one quiet moment to another, out of longer recordings, instead of whole ones.
     """
 
@@ -54,6 +56,7 @@ class Source:
     clips: int
     below: str = "/"
     seconds: tuple[float, float] = SPOKEN_SECONDS
+    without: tuple[str, ...] = ()
     pieces: bool = False
 
 
@@ -71,7 +74,9 @@ def prompts(
     )
 
 
-def picture_words(language: str, clips: int, seconds: tuple[float, float] = SPOKEN_SECONDS) -> Source:
+def picture_words(
+    language: str, clips: int, seconds: tuple[float, float] = SPOKEN_SECONDS, without: tuple[str, ...] = ()
+) -> Source:
     """The names of what a children's game shows."""
     return Source(
         package="ktuberling-data",
@@ -81,6 +86,7 @@ def picture_words(language: str, clips: int, seconds: tuple[float, float] = SPOK
         clips=clips,
         below=f"/sounds/{language}/",
         seconds=seconds,
+        without=without,
     )
 
 
@@ -124,7 +130,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     ),
     "valid-words": (
         actors("nl", 60, pieces=True),
-        *(picture_words(language, clips, WORD_SECONDS) for language, clips in (("nn", 90), ("uk", 90))),
+        *(picture_words(language, 90, WORD_SECONDS, without=CRIES) for language in ("nn", "uk")),
     ),
     "train": (
         actors("cs", 300),
@@ -256,7 +262,8 @@ def _quietest(wave_N: np.ndarray, second: float, around: float = 0.2, step: floa
 
 def _drawn(folder: Path, source: Source, seed: int) -> list[Path]:
     """The source's recordings in which something is said, in drawn order."""
-    names = [name for name in _names(folder, source) if not any(part in f"/{name}" for part in NO_WORDS)]
+    unheard = (*NO_WORDS, *source.without)
+    names = [name for name in _names(folder, source) if not any(part in f"/{name}" for part in unheard)]
     return [folder / name for name in sorted(names, key=lambda name: clip_id(seed, source.package, name))]
 
 

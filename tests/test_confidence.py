@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import tiny
@@ -19,7 +21,7 @@ from aura.cli import main
 from aura.data.manifest import read_utterances
 from aura.errors import CheckpointError, RecipeError
 from aura.evaluation.evaluate import evaluate
-from aura.inference.confidence import average_log_probs
+from aura.inference.confidence import HEARD_AGAIN, PAUSE, average_log_probs, confidence
 from aura.inference.engine import Engine
 from aura.inference.generate import Generation, end_tokens
 from aura.inference.transcribe import Transcript
@@ -69,7 +71,7 @@ def test_the_mean_is_that_of_the_tokens_one_by_one(family: str) -> None:
         for example, generation in zip(asked, answered, strict=True)
     ]
     for batch_tokens in (1, 4096):  # alone, and padded together
-        found = engine.average_log_probs(asked, answered, batch_tokens=batch_tokens)
+        found = average_log_probs(model, processor, asked, answered, batch_tokens=batch_tokens)
         assert found == pytest.approx(expected, abs=1e-4)
     assert all(value < 0 for value in found) and len(set(found)) == 4
 
@@ -86,7 +88,7 @@ def test_what_the_model_prefers_it_is_surer_of() -> None:
     [example] = examples(1)
     [own] = engine.generate([example], max_new_tokens=6)
     other = Generation(text="", token_ids=tuple(token ^ 1 for token in own.token_ids), finished=own.finished)
-    best, worse = engine.average_log_probs([example, example], [own, other])
+    best, worse = engine.confidence([example, example], [own, other])
     assert best > worse
 
 
@@ -100,6 +102,30 @@ def test_no_token_and_no_end_is_nothing_to_doubt_and_a_placeholder_is_text() -> 
     assert average_log_probs(model, processor, [], []) == []
 
 
+def test_short_audio_is_heard_twice_and_the_lower_of_both_counts() -> None:
+    """Once more with silence around it; long audio, and what would then be too long for the model, once."""
+    model, processor = tiny.tiny_student("llama")
+    tiny.train_adapter(model, scale=0.4)
+    message = user_message("Say it.")
+    seconds = (0.4, 1.5, HEARD_AGAIN - 0.1, HEARD_AGAIN, 4.0)
+    waves = [tiny.tiny_speech(s, seed=n) for n, s in enumerate(seconds)]
+    silence = np.zeros(round(16_000 * PAUSE), np.float32)
+    asked = [Example(id=str(s), messages=[message], waveforms=[wave]) for s, wave in zip(seconds, waves, strict=True)]
+    paused = [replace(e, waveforms=[np.concatenate([silence, *e.waveforms, silence])]) for e in asked]
+    answered = [Generation(text="", token_ids=(21, 22 + n), finished=True) for n in range(len(asked))]
+    once = average_log_probs(model, processor, asked, answered)
+    again = average_log_probs(model, processor, paused, answered)
+    expected = [min(pair) for pair in zip(once[:3], again[:3], strict=True)] + once[3:]
+    assert any(second < first for first, second in zip(once[:3], again[:3], strict=True))
+    for batch_tokens in (1, 4096):
+        found = confidence(model, processor, asked, answered, batch_tokens=batch_tokens)
+        assert found == pytest.approx(expected, abs=1e-4)
+    model.config.max_seconds = HEARD_AGAIN
+    assert confidence(model, processor, asked[:3], answered[:3]) == pytest.approx([*expected[:2], once[2]], abs=1e-4)
+    text = [Example(id="t", messages=[user_message("Say it.", 0)], waveforms=[])]
+    assert confidence(model, processor, text, answered[:1]) == average_log_probs(model, processor, text, answered[:1])
+
+
 class Unsure(Engine):
     """Says a word for each window, with the given sureness."""
 
@@ -111,7 +137,7 @@ class Unsure(Engine):
     def generate(self, examples: Sequence[Example], **_: Any) -> list[Generation]:
         return [Generation(text=f"word{n}", token_ids=(n,), finished=True) for n in range(len(examples))]
 
-    def average_log_probs(
+    def confidence(
         self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int = 2048
     ) -> list[float]:
         self.scored += len(generations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ def test_clips_are_words_and_stretches_of_whole_tracks(recorded: Any, packages: 
     assert not {"prompts/vm-click.wav", "prompts/vm-speech.wav", "prompts/vm-broken.wav"} & {
         r["source"] for r in spoken
     }
+    source = replace(sources(recorded)[0], without=("vm-3.", "vm-7."))
+    others = recorded.collect(packages, (source,), tmp_path / "without", 0)
+    assert not {"prompts/vm-3.wav", "prompts/vm-7.wav"} & {row["source"] for row in others}
+    assert {"prompts/vm-3.wav", "prompts/vm-7.wav"} & {row["source"] for row in spoken}
     assert {row["source"] for row in music} == {"album/track0.ogg", "album/track1.ogg"}
     for row, utterance in zip(rows, utterances, strict=True):
         wave_N = utterance.audio[0].load()

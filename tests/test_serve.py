@@ -239,11 +239,11 @@ def test_scoring_keeps_to_the_deadline_and_names_failures(specs: dict[str, str])
         scheduler = SimpleNamespace(call=lambda model, function, future=future: future)
         listener = Listener(SimpleNamespace(options=options, scheduler=scheduler), served)  # type: ignore[arg-type]
         with pytest.raises(ApiError) as raised:
-            listener.average_log_probs([question], [answer], batch_tokens=1)
+            listener.confidence([question], [answer], batch_tokens=1)
         assert raised.value.status == status
         listener.leave()
         with pytest.raises(ApiError) as raised:
-            listener.average_log_probs([question], [answer], batch_tokens=1)
+            listener.confidence([question], [answer], batch_tokens=1)
         assert raised.value.status == 499
 
 

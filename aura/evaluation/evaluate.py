@@ -25,7 +25,7 @@ from aura.evaluation.tables import tables
 from aura.evaluation.tasks import TASKS, Task, get_task
 from aura.evaluation.unsure import bound_for
 from aura.inference.generate import plan_batches, prompt_length
-from aura.inference.transcribe import bound_of, written
+from aura.inference.transcribe import bound_of, bound_settings, written
 from aura.progress import Advance, audio_progress
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "noise": noise_settings(item.utterance for item in items),
     }
-    if least > -math.inf:
-        decides["min_avg_logprob"] = least
+    decides |= bound_settings(least)
     start = time.monotonic()
     log = Path(out) / "items.jsonl"
     if not resume:
@@ -205,7 +204,7 @@ def _answer(
                 generations = engine.generate(examples, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
                 sure: Sequence[float | None] = [None] * len(batch)
                 if least > -math.inf:
-                    sure = engine.average_log_probs(examples, generations, batch_tokens=batch_tokens)
+                    sure = engine.confidence(examples, generations, batch_tokens=batch_tokens)
                 used = (time.monotonic() - start) / len(batch) + decoding
                 for (item, example), generation, average in zip(batch, generations, sure, strict=True):
                     seconds = sum(len(wave) for wave in example.waveforms) / 16_000

@@ -14,7 +14,7 @@ import torch
 from aura.batch.collate import Example
 from aura.batch.prompt import Message, user_message
 from aura.errors import AuraError, ModelError
-from aura.inference.confidence import average_log_probs
+from aura.inference.confidence import confidence
 from aura.inference.generate import Generation, Progress, generate_texts
 from aura.inference.greedy import DECODES, PRECISIONS, GreedyDecoder, open_decoder
 from aura.inference.messages import example_from_messages, load_limited
@@ -208,12 +208,12 @@ class Engine:
                 decoder=self.decoder,
             )
 
-    def average_log_probs(
+    def confidence(
         self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int = 2048
     ) -> list[float]:
         """How sure the model is of answers that it gave; see `aura.inference.confidence`."""
         with self.lock:
-            return average_log_probs(self.model, self.processor, examples, generations, batch_tokens=batch_tokens)
+            return confidence(self.model, self.processor, examples, generations, batch_tokens=batch_tokens)
 
     def _one(self, example: Example, max_new_tokens: int, stream: Callable[[str], None] | None) -> str:
         with self.lock:

@@ -12,6 +12,7 @@ from aura.batch.collate import Example
 from aura.batch.prompt import user_message
 from aura.data.utterance import NO_SPEECH_ANSWER
 from aura.errors import AuraError, RecipeError
+from aura.inference.confidence import HEARD_AGAIN
 from aura.inference.generate import Generation
 from aura.inference.messages import rereadable
 from aura.inference.stitch import drop_overlap
@@ -31,7 +32,7 @@ class Listener(Protocol):
 
     def generate(self, examples: Sequence[Example], *, max_new_tokens: int, batch_tokens: int) -> list[Generation]: ...
 
-    def average_log_probs(
+    def confidence(
         self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int
     ) -> list[float]: ...
 
@@ -46,7 +47,7 @@ class Segment:
     """What one window says; seconds in the recording.
 
     Args:
-        avg_logprob: mean log-probability of its tokens, see `average_log_probs`; None where nobody asked.
+        avg_logprob: mean log-probability of its tokens, see `confidence`; None where nobody asked.
     """
 
     start: float
@@ -126,6 +127,7 @@ def transcribe_each(
         batch_tokens: see `generate_texts`.
         min_avg_logprob: what a window's text must reach in the mean log-probability of its tokens, or nothing counts as
             said there; None for the checkpoint's own bound, if it has one and the prompt is its own, `-inf` for none.
+            A short window is heard twice, and the lower mean counts: see `confidence`.
         scores: segments carry that mean, also without a bound.
         progress: called with the seconds of audio that were done.
 
@@ -189,14 +191,17 @@ def check_bound(min_avg_logprob: float | None) -> float:
     return min_avg_logprob
 
 
+def bound_settings(least: float) -> dict[str, float]:
+    """What a report says of the bound: nothing where there is none."""
+    return {"min_avg_logprob": least, "heard_twice_below": HEARD_AGAIN} if least > -math.inf else {}
+
+
 def _scores(
     engine: Listener, examples: Sequence[Example], generations: Sequence[Generation], batch_tokens: int
 ) -> dict[int, float]:
-    """Mean log-probabilities by window, of those that say something."""
+    """How sure the model is by window, of those that say something."""
     said = [i for i, generation in enumerate(generations) if _said(generation)]
-    found = engine.average_log_probs(
-        [examples[i] for i in said], [generations[i] for i in said], batch_tokens=batch_tokens
-    )
+    found = engine.confidence([examples[i] for i in said], [generations[i] for i in said], batch_tokens=batch_tokens)
     return dict(zip(said, found, strict=True))
 
 

@@ -57,7 +57,7 @@ class Listener:
             found += [self._generation(future) for future in futures]
         return found
 
-    def average_log_probs(
+    def confidence(
         self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int
     ) -> list[float]:
         """One window at a time on the model's thread, so that nobody's next token waits for all of them.
@@ -67,7 +67,7 @@ class Listener:
         """
         engine, found = self.served.engine, []
         for example, generation in zip(examples, generations, strict=True):
-            run = partial(engine.average_log_probs, [example], [generation], batch_tokens=batch_tokens)
+            run = partial(engine.confidence, [example], [generation], batch_tokens=batch_tokens)
             seconds = self._seconds_left()
             future = self.service.scheduler.call(self.served.name, run)
             try:

@@ -15,7 +15,7 @@ from aura.batch.collate import Example, collate
 from aura.batch.prompt import IGNORE, build_prompt
 from aura.errors import AudioError, AuraError, PromptError
 from aura.evaluation.routes.route import Progress, Reply
-from aura.inference.confidence import average_log_probs
+from aura.inference.confidence import confidence
 from aura.inference.generate import Generation, end_tokens, generate_texts, plan_batches, prompt_length
 from aura.student.cache_key import CACHE_KEY
 from aura.student.model import AuraForConditionalGeneration
@@ -187,7 +187,7 @@ class Answerer:
         if self.least == -math.inf:
             yield from found
             return
-        sure = average_log_probs(self.model, self.processor, batch, found, batch_tokens=self.batch_tokens)
+        sure = confidence(self.model, self.processor, batch, found, batch_tokens=self.batch_tokens)
         for generation, average in zip(found, sure, strict=True):
             yield replace(generation, text="") if average < self.least else generation
 

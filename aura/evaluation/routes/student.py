@@ -19,7 +19,7 @@ from aura.evaluation.routes.llm import (
 )
 from aura.evaluation.routes.route import Kind, Progress, Question, Reply, RouteFacts
 from aura.inference.engine import Engine
-from aura.inference.transcribe import bound_of
+from aura.inference.transcribe import bound_of, bound_settings
 from aura.student.checkpoint import load_checkpoint
 from aura.student.files import CONFIG, checkpoint_folder
 
@@ -63,7 +63,7 @@ class StudentRoute:
                 "decoding": "greedy",
                 "template_digest": template_digest(engine.processor),
                 **{field: getattr(config, field) for field in DECIDING + DECIDING_BRIDGE * config.is_bridge},
-                **({"min_avg_logprob": least} if least > -math.inf else {}),
+                **bound_settings(least),
             },
             parameters=count_parameters(engine.model),
             bytes_on_disk=_bytes(engine.checkpoint, reference, config.encoder),
