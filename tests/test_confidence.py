@@ -107,7 +107,7 @@ def test_short_audio_is_heard_twice_and_the_lower_of_both_counts() -> None:
     model, processor = tiny.tiny_student("llama")
     tiny.train_adapter(model, scale=0.4)
     message = user_message("Say it.")
-    seconds = (0.4, 1.5, HEARD_AGAIN - 0.1, HEARD_AGAIN, 4.0)
+    seconds = (0.4, 1.5, HEARD_AGAIN - 0.1, HEARD_AGAIN, HEARD_AGAIN + 1)
     waves = [tiny.tiny_speech(s, seed=n) for n, s in enumerate(seconds)]
     silence = np.zeros(round(16_000 * PAUSE), np.float32)
     asked = [Example(id=str(s), messages=[message], waveforms=[wave]) for s, wave in zip(seconds, waves, strict=True)]
