@@ -83,7 +83,7 @@ def transcribe(
         max_new_tokens: tokens per window at most.
         batch_tokens: positions per batch.
         min_avg_logprob: leave out windows whose tokens have a lower mean log-probability, e.g. -0.3: what the model is unsure
-            of is often invented. Of less than 10 s the lower mean of two hearings counts. The checkpoint's own bound by default,
+            of is often invented. Of less than 3 s the lower mean of two hearings counts. The checkpoint's own bound by default,
             if it has one; -inf keeps everything.
         scores: that mean for every segment, in the output of --json.
     """

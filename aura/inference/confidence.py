@@ -20,7 +20,7 @@ from aura.student.processor import AuraProcessor
 
 # Our choice (dev/LOG.md): of single words in other languages that were taken for English, three of four are no longer so sure
 # with a pause around them, where English words stay as they are.
-HEARD_AGAIN = 10.0  # seconds: audio shorter than this is heard a second time
+HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard a second time
 PAUSE = 0.3  # seconds of silence before and behind it then
 
 
