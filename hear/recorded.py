@@ -4,7 +4,8 @@
     python hear/recorded.py --packages          the Debian packages that are heard, a line each
 
 PACKAGES holds the packages' files, each in a folder of its package's name (hear/README.md: how they are fetched, and their
-licences). Each split has speakers, languages and albums of its own. Which recordings are taken depends on the seed and their
+licences). Train, valid and test have speakers, languages and albums of their own; `-words` is more of
+the same part, as short as single words. Which recordings are taken depends on the seed and their
 names alone; a clip that is there already is kept.
 """
 
@@ -28,7 +29,7 @@ from aura.progress import audio_progress
 from aura.synthesis.no_speech import SECONDS, Kind, clip_id, clip_row
 from aura.synthesis.render import write_audio
 
-SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one is a letter or a cry
+SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one may be a letter or a cry
 WORD_SECONDS = (0.5, 1.5)  # of single words: a telephone's numerals, things in a picture
 CRIES = ("tux-huh.", "tux-wow.")  # of ktuberling-data: no word of any language decides what a bound is
 SUFFIXES = (*AUDIO_SUFFIXES, ".gsm")  # as telephones keep them

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,8 +19,6 @@ PREPARED |= {"librispeech_test_other_100", "speechocean762_valid"}
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    if shutil.which("make") is None:
-        pytest.skip("no make here")
     speech = tmp_path_factory.mktemp("speech")
     (speech / "noise").mkdir()
     (speech / "noise" / "kitchen.wav").touch()
@@ -41,6 +38,11 @@ def after(words: list[str], flag: str) -> list[str]:
     return behind[: ends[0]] if ends else behind
 
 
+def plain(name: str) -> str:
+    """A manifest or a folder of the data, whoever names it."""
+    return name.removeprefix(DATA).removesuffix(".jsonl")
+
+
 def of_recipe(file: Path) -> tuple[set[str], list[str], list[str]]:
     """Manifests and noise that a recipe's stages read; what they begin from; where their checkpoints go."""
     recipe = yaml.safe_load(file.read_text())
@@ -57,7 +59,7 @@ def of_recipe(file: Path) -> tuple[set[str], list[str], list[str]]:
 
 def test_no_command_reads_what_none_before_it_made(commands: list[list[str]]) -> None:
     folders: set[str] = set()  # of clips, in the data
-    manifests: set[str] = set()  # in the data, without the ending
+    manifests: set[str] = set()  # and other files of the data
     checkpoints: set[str] = set()
     trained = 0
     for words in commands:
@@ -69,15 +71,15 @@ def test_no_command_reads_what_none_before_it_made(commands: list[list[str]]) ->
                 endings = {"orders": ("_intent", "_words"), "phrases": ("_words",)}.get(folder.split("_")[0], ("",))
                 manifests |= {folder + ending for ending in endings}
         elif words[1:3] == ["data", "no-speech"]:
-            folders.add(words[3].removeprefix(DATA))
+            folders.add(plain(words[3]))
         elif words[1:3] == ["data", "questions"]:
-            manifests.add(words[3].removeprefix(DATA))
+            manifests.add(plain(words[3]))
         elif script in ("data", "hear/recorded.py", "hear/chains.py", "hear/spans.py", "hear/splices.py"):
-            read = [word.removeprefix(DATA) for word in words if word.startswith(DATA) and word != out]
-            assert all(name in manifests or name.removesuffix(".jsonl") in manifests for name in read), words
-            folders.add(out.removeprefix(DATA))
+            read = {plain(word) for word in words if word.startswith(DATA) and word != out}
+            assert read <= manifests, words
+            folders.add(plain(out))
             made = {"hear/spans.py": ("spans", "intents", "words", "uncut"), "hear/recorded.py": ()}
-            manifests |= {f"{out.removeprefix(DATA)}/{name}" for name in made.get(script, ("manifest",))}
+            manifests |= {f"{plain(out)}/{name}" for name in made.get(script, ("manifest",))}
         elif script == "hear/ship.py":
             source, target = words[2:4]
             assert {source, *after(words, "--average"), *after(words, "--after")} <= checkpoints, words
@@ -85,11 +87,7 @@ def test_no_command_reads_what_none_before_it_made(commands: list[list[str]]) ->
         elif script == "train":
             file = ROOT / after(words, "--recipe")[0]
             heard, begun, ended = of_recipe(file)
-            missing = {
-                name
-                for name in heard
-                if not {name.removeprefix(DATA).removesuffix(".jsonl"), name[len(DATA) :]} & manifests
-            }
+            missing = {plain(name) for name in heard} - manifests
             assert not missing and set(begun) <= checkpoints, (file.name, missing, begun)
             run = (after(words, "--run.out") or [yaml.safe_load(file.read_text())["run"]["out"]])[0]
             checkpoints |= {f"{run}/{name}" for name in ended}

@@ -1,4 +1,4 @@
-"""How sure a model is of what it wrote: one pass over prompts and answers, behind the decoding.
+"""How sure a model is of what it wrote: a pass over prompts and answers behind the decoding, two where the audio is short.
 
 Greedy decoding by way of `ScreenedArgmax` never sees a probability, and most callers ask for none.
 """
@@ -18,8 +18,8 @@ from aura.inference.generate import Generation, end_tokens, plan_batches, prompt
 from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 
-# Our choice (dev/LOG.md): of single words in other languages that were taken for English, three of four are no longer so sure
-# with a pause around them, where English words stay as they are.
+# Our choice (dev/LOG.md): of words in other languages that are taken for English, the hearing adapter is seldom as sure with a
+# pause around them; of English ones it mostly is.
 HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard a second time
 PAUSE = 0.3  # seconds of silence before and behind it then
 
