@@ -32,6 +32,7 @@ RUN := runs/hear/run
 MEAN := runs/hear/mean
 LANGUAGES := runs/hear/mean-languages
 MEAN_PEOPLE := runs/hear/mean-people
+MEAN_SHORT := runs/hear/mean-short
 # Debian packages with recordings of people who speak another language, and of music: fetched where they are not there yet
 PEOPLE ?= runs/hear/packages
 SPEAK := $(BIN)/aura data synthesize
@@ -60,6 +61,8 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/aura data no-speech $(DATA)/no_speech_train --clips 300 --seed 1 --split train --noise $(NOISE)
 	$(BIN)/aura data no-speech $(DATA)/no_speech_languages --clips 480 --seed 5 --split train --kinds language \
 	  --engine espeak-ng piper kokoro --kokoro-voices $(KOKORO)
+	$(BIN)/aura data no-speech $(DATA)/no_speech_languages_more --clips 400 --seed 7 --split train --kinds language \
+	  --engine espeak-ng piper kokoro --kokoro-voices $(KOKORO)
 	$(BIN)/aura data no-speech $(DATA)/no_speech_valid --clips 240 --seed 4 --split valid --noise $(NOISE)
 	$(BIN)/aura data no-speech $(DATA)/no_speech_test --clips 240 --seed 2 --split test --noise $(NOISE)
 	$(BIN)/aura data no-speech $(DATA)/no_speech_accents --clips 120 --seed 6 --split test --kinds language \
@@ -70,6 +73,8 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split train-words --out $(DATA)/no_speech_people_words_train
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid-words --out $(DATA)/no_speech_people_words_valid
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-words --out $(DATA)/no_speech_people_words
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split train-names --out $(DATA)/no_speech_people_names_train
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-names --out $(DATA)/no_speech_people_names
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
 	$(SPEAK) $(DATA)/questions_train.txt.jsonl --out $(DATA)/questions_train --engine flite espeak-ng \
@@ -103,6 +108,9 @@ hear: asked-to-hear people $(VENV)/installed
 	  --after $(LANGUAGES)
 	$(BIN)/aura train --recipe recipes/hear-270m-short.yaml --resume
 	$(BIN)/aura train --recipe recipes/hear-270m-short.yaml --run.seed 1 --run.out runs/hear/short-1 --resume
+	$(BIN)/python hear/ship.py runs/hear/short-0/checkpoint $(MEAN_SHORT) --average runs/hear/short-1/checkpoint --after $(MEAN_PEOPLE)
+	$(BIN)/aura train --recipe recipes/hear-270m-names.yaml --resume
+	$(BIN)/aura train --recipe recipes/hear-270m-names.yaml --run.seed 1 --run.out runs/hear/names-1 --resume
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q

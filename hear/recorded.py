@@ -31,6 +31,8 @@ from aura.synthesis.render import write_audio
 
 SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one may be a letter or a cry
 WORD_SECONDS = (0.5, 1.5)  # of single words: a telephone's numerals, things in a picture
+NAME_SECONDS = (0.4, 2.0)  # of what a picture is called
+SYLLABLE_SECONDS = (0.25, 2.6)  # some are recorded with a second of silence
 CRIES = ("tux-huh.", "tux-wow.")  # of ktuberling-data: no word of any language decides what a bound is
 SUFFIXES = (*AUDIO_SUFFIXES, ".gsm")  # as telephones keep them
 # Of telephone prompts: tones, animals, and the letters and code words of the alphabet, which English has too
@@ -88,6 +90,46 @@ def picture_words(
         below=f"/sounds/{language}/",
         seconds=seconds,
         without=without,
+    )
+
+
+def stamps(language: str, clips: int) -> Source:
+    """What the pictures of a painting program are called, numerals among them."""
+    return Source(
+        package="tuxpaint-stamps-default",
+        kind="language",
+        sound=language,
+        speaker=f"tuxpaint {language}",
+        clips=clips,
+        below=f"_desc_{language}.",
+        seconds=NAME_SECONDS,
+        without=("/alphabets/",),
+    )
+
+
+def syllables(language: str, clips: int) -> Source:
+    """Of a program that teaches letters."""
+    return Source(
+        package="klettres-data",
+        kind="language",
+        sound=language,
+        speaker=f"klettres {language}",
+        clips=clips,
+        below=f"/klettres/{language}/syllab/",
+        seconds=SYLLABLE_SECONDS,
+    )
+
+
+def bopomofo(speaker: str, file: str, clips: int) -> Source:
+    """Syllables of Mandarin, of an input method that says what is typed."""
+    return Source(
+        package="gcin-voice",
+        kind="language",
+        sound="zh",
+        speaker=speaker,
+        clips=clips,
+        below=f"/{file}",
+        seconds=SYLLABLE_SECONDS,
     )
 
 
@@ -153,6 +195,26 @@ SOURCES: dict[str, tuple[Source, ...]] = {
             )
         ),
     ),
+    "train-names": (
+        *(
+            stamps(language, clips)
+            for language, clips in (
+                *(("be", 600), ("bg", 640), ("ca", 710), ("da", 280)),
+                *(("el", 410), ("fr", 640), ("ro", 540)),
+            )
+        ),
+        *(
+            syllables(language, clips)
+            for language, clips in (
+                *(("cs", 15), ("da", 27), ("de", 33), ("fr", 27), ("he", 24), ("hu", 37)),
+                *(("lt", 68), ("ml", 200), ("nds", 46), ("pt_BR", 74), ("tn", 35)),
+            )
+        ),
+        bopomofo("Edward Liu", "3.ogg", 120),
+        bopomofo("Chu Lo", "5.ogg", 80),
+    ),
+    # Not looked at before the adapter was chosen
+    "test-names": (stamps("es", 150), stamps("ru", 150)),
 }
 
 

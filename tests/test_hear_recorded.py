@@ -14,6 +14,7 @@ import soundfile
 
 from aura.data.manifest import read_utterances
 from aura.data.utterance import no_speech_kind
+from aura.errors import DataError
 
 ROOT = Path(__file__).parent.parent
 RATE = 8000
@@ -109,7 +110,7 @@ def test_no_part_hears_a_language_a_person_or_an_album_of_another(recorded: Any)
     parts: dict[str, set[tuple[str, str]]] = {}
     people: dict[str, set[str]] = {}
     for name, sources in recorded.SOURCES.items():
-        part = name.removesuffix("-words")
+        part = name.split("-")[0]
         parts.setdefault(part, set()).update((source.kind, source.sound) for source in sources)
         people.setdefault(part, set()).update(s.speaker or s.package for s in sources if s.kind == "language")
     assert set(parts) == {"train", "valid", "test"}
@@ -145,10 +146,28 @@ def test_pieces_are_cut_where_it_is_quiet(recorded: Any, tmp_path: Path) -> None
         assert np.abs(wave_N).max() > 0.05 > 10 * max(np.abs(wave_N[:edge]).max(), np.abs(wave_N[-edge:]).max())
 
 
-@pytest.mark.parametrize("recipe", ["people", "short"])
+def test_names_of_pictures_are_of_one_language_and_no_letters(recorded: Any, tmp_path: Path) -> None:
+    stamps = tmp_path / "packages" / "tuxpaint-stamps-default" / "usr" / "stamps"
+    for language in ("el", "ru"):
+        for number in range(3):
+            record(stamps / "animals" / f"{number}_desc_{language}.ogg", 0.9)
+        record(stamps / "symbols" / "math" / f"0_desc_{language}.ogg", 0.6)
+        record(stamps / "symbols" / "alphabets" / "asl" / f"a_desc_{language}.ogg", 0.9)
+    record(stamps / "animals" / "0_desc.ogg", 0.9)  # English
+    record(stamps / "animals" / "0.ogg", 0.9)  # what it sounds like
+    rows = recorded.collect(tmp_path / "packages", (recorded.stamps("el", 4),), tmp_path / "out", 0)
+    assert {row["source"].split("/")[1] for row in rows} == {f"{n}_desc_el.ogg" for n in range(3)}
+    assert len({row["id"] for row in rows}) == 4 and {row["lang"] for row in rows} == {"el"}
+    with pytest.raises(DataError, match="holds 1 recordings too few"):
+        recorded.collect(tmp_path / "packages", (recorded.stamps("el", 5),), tmp_path / "more", 0)
+
+
+@pytest.mark.parametrize("recipe", ["people", "short", "names"])
 def test_the_recipe_hears_the_training_part_alone(recipe: str) -> None:
     text = (ROOT / "recipes" / f"hear-270m-{recipe}.yaml").read_text()
     heard = {line.strip("- \n") for line in text.splitlines() if "no_speech" in line}
     assert "runs/hear/data/no_speech_people_train.jsonl" in heard
-    assert ("runs/hear/data/no_speech_people_words_train.jsonl" in heard) == (recipe == "short")
-    assert not any(part in name for name in heard for part in ("_valid", "_test", "people.jsonl", "words.jsonl"))
+    assert ("runs/hear/data/no_speech_people_words_train.jsonl" in heard) == (recipe != "people")
+    assert ("runs/hear/data/no_speech_people_names_train.jsonl" in heard) == (recipe == "names")
+    untold = ("_valid", "_test", "people.jsonl", "words.jsonl", "names.jsonl")
+    assert not any(part in name for name in heard for part in untold)
