@@ -307,7 +307,10 @@ def _pieces(folder: Path, source: Source, seed: int) -> Iterator[Stretch]:
         start, length = rng.uniform(0.0, max(0.0, whole - longest)), rng.uniform(shortest, longest)
         if whole < 2 * longest:
             continue
-        wave_N = load_waveform(file)
+        try:
+            wave_N = load_waveform(file)
+        except AudioError:
+            continue
         first, last = (_quietest(wave_N, moment) for moment in (start, start + length))
         if shortest <= last - first <= longest:
             yield file, first, last - first

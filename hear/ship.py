@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from aura.errors import AuraError, CheckpointError, RecipeError
@@ -116,16 +117,23 @@ def mean_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     """The mean of each tensor, float32.
 
     Raises:
-        CheckpointError: a file whose tensors have other names or shapes than the first one's.
+        CheckpointError: a file that is damaged, or whose tensors have other names or shapes than the first one's.
     """
-    mean = {key: tensor.float() for key, tensor in load_file(files[0]).items()}
+    mean = {key: tensor.float() for key, tensor in _read_weights(files[0]).items()}
     for file in files[1:]:
-        more = load_file(file)
+        more = _read_weights(file)
         if {key: tensor.shape for key, tensor in more.items()} != {key: tensor.shape for key, tensor in mean.items()}:
             raise CheckpointError(f"{file} has other weights than {files[0]}; expected checkpoints of the same run")
         for key, tensor in more.items():
             mean[key] += tensor.float()
     return {key: tensor / len(files) for key, tensor in mean.items()}
+
+
+def _read_weights(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); expected the weights of a whole checkpoint") from None
 
 
 def bound_in(config: Path) -> float | None:

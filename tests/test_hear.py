@@ -142,6 +142,11 @@ def test_several_ends_of_a_run_are_shipped_as_their_mean(
     capsys.readouterr()
     assert run(ship, monkeypatch, tmp_path / "one", tmp_path / "no", "--average", tmp_path / "other") == 2
     assert "other/audio_embedding.safetensors has other weights than" in capsys.readouterr().err
+    damaged = tmp_path / "two" / "adapter_model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-8])
+    assert run(ship, monkeypatch, tmp_path / "one", tmp_path / "no", "--average", tmp_path / "two") == 2
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert "two/adapter_model.safetensors cannot be read" in line and not (tmp_path / "no").exists()
     assert not (tmp_path / "no").exists()
 
 

@@ -133,6 +133,9 @@ def test_pieces_are_cut_where_it_is_quiet(recorded: Any, tmp_path: Path) -> None
         file.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(file, wave_N, RATE)
     record(tmp_path / "packages" / "fish" / "cs" / "short.wav", 2.0)
+    broken = tmp_path / "packages" / "fish" / "cs" / "broken.flac"  # its head still says six seconds
+    soundfile.write(broken, wave_N, RATE)
+    broken.write_bytes(broken.read_bytes()[:500])
     source = recorded.Source(
         package="fish", kind="language", sound="cs", clips=4, below="/cs/", seconds=(0.5, 1.5), pieces=True
     )
