@@ -33,6 +33,7 @@ MEAN := runs/hear/mean
 LANGUAGES := runs/hear/mean-languages
 MEAN_PEOPLE := runs/hear/mean-people
 MEAN_SHORT := runs/hear/mean-short
+MEAN_NAMES := runs/hear/mean-names
 # Debian packages with recordings of people who speak another language, and of music: fetched where they are not there yet
 PEOPLE ?= runs/hear/packages
 SPEAK := $(BIN)/aura data synthesize
@@ -74,6 +75,9 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid-words --out $(DATA)/no_speech_people_words_valid
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-words --out $(DATA)/no_speech_people_words
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split train-names --out $(DATA)/no_speech_people_names_train
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split train-names --telephone --out $(DATA)/no_speech_telephone_names_train
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split train-words --telephone --out $(DATA)/no_speech_telephone_words_train
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid-words --telephone --out $(DATA)/no_speech_telephone_words_valid
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-names --out $(DATA)/no_speech_people_names
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
@@ -111,6 +115,10 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python hear/ship.py runs/hear/short-0/checkpoint $(MEAN_SHORT) --average runs/hear/short-1/checkpoint --after $(MEAN_PEOPLE)
 	$(BIN)/aura train --recipe recipes/hear-270m-names.yaml --resume
 	$(BIN)/aura train --recipe recipes/hear-270m-names.yaml --run.seed 1 --run.out runs/hear/names-1 --resume
+	$(BIN)/python hear/ship.py runs/hear/names-0/checkpoint $(MEAN_NAMES) --average runs/hear/names-1/checkpoint $(MEAN_SHORT) \
+	  --after $(MEAN_SHORT)
+	$(BIN)/aura train --recipe recipes/hear-270m-telephone.yaml --resume
+	$(BIN)/aura train --recipe recipes/hear-270m-telephone.yaml --run.seed 1 --run.out runs/hear/telephone-1 --resume
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q

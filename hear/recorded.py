@@ -4,9 +4,9 @@
     python hear/recorded.py --packages          the Debian packages that are heard, a line each
 
 PACKAGES holds the packages' files, each in a folder of its package's name (hear/README.md: how they are fetched, and their
-licences). Train, valid and test have speakers, languages and albums of their own; `-words` is more of
-the same part, as short as single words. Which recordings are taken depends on the seed and their
-names alone; a clip that is there already is kept.
+licences). Train, valid and test have speakers, languages and albums of their own; `-words` and `-names` are more of the same
+part, as short as single words; `--telephone` takes the same clips as a telephone carries them. Which recordings are taken depends
+on the seed and their names alone; a clip that is there already is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 
 from aura.audio.waveform import SAMPLE_RATE, load_waveform, probe_seconds
 from aura.data.audiofolder import AUDIO_SUFFIXES
@@ -33,6 +34,7 @@ SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one may be a letter or a cry
 WORD_SECONDS = (0.5, 1.5)  # of single words: a telephone's numerals, things in a picture
 NAME_SECONDS = (0.4, 2.0)  # of what a picture is called
 SYLLABLE_SECONDS = (0.25, 2.6)  # some are recorded with a second of silence
+TELEPHONE_RATE = 8000
 CRIES = ("tux-huh.", "tux-wow.")  # of ktuberling-data: no word of any language decides what a bound is
 SUFFIXES = (*AUDIO_SUFFIXES, ".gsm")  # as telephones keep them
 # Of telephone prompts: tones, animals, and the letters and code words of the alphabet, which English has too
@@ -224,6 +226,7 @@ def main() -> int:
     parser.add_argument("--packages", action="store_true", help="name the packages and end")
     parser.add_argument("--split", choices=SOURCES, default="test")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--telephone", action="store_true", help="nothing above 4 kHz is heard")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.packages:
@@ -232,7 +235,7 @@ def main() -> int:
     if options.folder is None or options.out is None:
         parser.error("expected PACKAGES and --out FOLDER")
     try:
-        rows = collect(options.folder, SOURCES[options.split], options.out, options.seed)
+        rows = collect(options.folder, SOURCES[options.split], options.out, options.seed, telephone=options.telephone)
     except (AuraError, OSError) as error:
         print(f"hear/recorded.py: {error}", file=sys.stderr)
         return 2
@@ -242,8 +245,13 @@ def main() -> int:
     return 0
 
 
-def collect(packages: Path, sources: tuple[Source, ...], out: Path, seed: int) -> list[dict[str, Any]]:
+def collect(
+    packages: Path, sources: tuple[Source, ...], out: Path, seed: int, *, telephone: bool = False
+) -> list[dict[str, Any]]:
     """All clips of a split; the rows of its manifest.
+
+    Args:
+        telephone: sampled at 8 kHz in between, as the digits are: else the band alone tells a foreign word from a digit.
 
     Raises:
         DataError: a package is missing or holds too few recordings.
@@ -251,14 +259,14 @@ def collect(packages: Path, sources: tuple[Source, ...], out: Path, seed: int) -
     rows = []
     with audio_progress("recordings", sum(source.clips for source in sources)) as advance:
         for source in sources:
-            for row in _clips(packages, source, out, seed):
+            for row in _clips(packages, source, out, seed, telephone):
                 rows.append(row)
                 advance(1, row["seconds"])
     replace_text(out / "manifest.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return rows
 
 
-def _clips(packages: Path, source: Source, out: Path, seed: int) -> Iterator[dict[str, Any]]:
+def _clips(packages: Path, source: Source, out: Path, seed: int, telephone: bool) -> Iterator[dict[str, Any]]:
     folder = packages / source.package
     if not folder.is_dir():
         raise DataError(f"{folder} is missing; unpack the Debian package {source.package} there (hear/README.md)")
@@ -267,13 +275,17 @@ def _clips(packages: Path, source: Source, out: Path, seed: int) -> Iterator[dic
     for file, start, seconds in stretches(folder, source, seed):
         if not left:
             return
-        id = clip_id(seed, source.package, file.relative_to(folder).as_posix(), f"{start:.2f}")
+        line = ("telephone",) if telephone else ()
+        id = clip_id(seed, source.package, file.relative_to(folder).as_posix(), f"{start:.2f}", *line)
         try:
             wave_N = load_waveform(file, start=start, end=start + seconds)
         except AudioError:
             continue  # one of a thousand that is cut short
         if not np.any(wave_N):
             continue
+        if telephone:
+            narrow_N = soxr.resample(wave_N, SAMPLE_RATE, TELEPHONE_RATE, quality="HQ")
+            wave_N = soxr.resample(narrow_N, TELEPHONE_RATE, SAMPLE_RATE, quality="HQ")
         audio = out / "audio" / f"{id}.flac"
         if not audio.is_file():
             write_audio(wave_N, audio.with_suffix(""), "flac")

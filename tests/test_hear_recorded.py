@@ -106,6 +106,23 @@ def test_what_is_missing_is_said_in_one_line(
     assert "fillets-ng-data-cs" in capsys.readouterr().out.split()
 
 
+def test_a_telephone_carries_nothing_above_4_kHz(recorded: Any, tmp_path: Path) -> None:
+    times_N = np.arange(16_000) / 16_000
+    wave_N = 0.1 * np.sin(2 * np.pi * 440 * times_N) + 0.1 * np.sin(2 * np.pi * 6000 * times_N)
+    file = tmp_path / "packages" / "prompts" / "sounds" / "wide.wav"
+    file.parent.mkdir(parents=True)
+    soundfile.write(file, wave_N, 16_000)
+    source = (recorded.prompts("prompts", "cs", "Jan", 1),)
+    rows = []
+    for name, telephone in (("wide", False), ("narrow", True)):
+        rows += recorded.collect(tmp_path / "packages", source, tmp_path / name, 0, telephone=telephone)
+        [utterance] = read_utterances(tmp_path / name / "manifest.jsonl")
+        power_F = np.abs(np.fft.rfft(utterance.audio[0].load())) ** 2
+        assert power_F[440] == pytest.approx(800**2, rel=0.05)
+        assert (power_F[6000] > 0.9 * 800**2) != telephone and (power_F[4200:].sum() < 1.0) == telephone
+    assert rows[0]["id"] != rows[1]["id"] and rows[0]["seconds"] == rows[1]["seconds"]
+
+
 def test_no_part_hears_a_language_a_person_or_an_album_of_another(recorded: Any) -> None:
     parts: dict[str, set[tuple[str, str]]] = {}
     people: dict[str, set[str]] = {}
@@ -165,12 +182,13 @@ def test_names_of_pictures_are_of_one_language_and_no_letters(recorded: Any, tmp
         recorded.collect(tmp_path / "packages", (recorded.stamps("el", 5),), tmp_path / "more", 0)
 
 
-@pytest.mark.parametrize("recipe", ["people", "short", "names"])
+@pytest.mark.parametrize("recipe", ["people", "short", "names", "telephone"])
 def test_the_recipe_hears_the_training_part_alone(recipe: str) -> None:
     text = (ROOT / "recipes" / f"hear-270m-{recipe}.yaml").read_text()
     heard = {line.strip("- \n") for line in text.splitlines() if "no_speech" in line}
     assert "runs/hear/data/no_speech_people_train.jsonl" in heard
     assert ("runs/hear/data/no_speech_people_words_train.jsonl" in heard) == (recipe != "people")
     assert ("runs/hear/data/no_speech_people_names_train.jsonl" in heard) == (recipe == "names")
+    assert ("runs/hear/data/no_speech_telephone_names_train.jsonl" in heard) == (recipe == "telephone")
     untold = ("_valid", "_test", "people.jsonl", "words.jsonl", "names.jsonl")
     assert not any(part in name for name in heard for part in untold)
