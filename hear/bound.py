@@ -1,10 +1,11 @@
 """What `min_avg_logprob` a checkpoint should have: it writes speech like this down, all but a few clips of it.
 
-    python hear/bound.py CHECKPOINT MANIFEST [--keep 0.95] [--quiet MANIFEST ...]
+    python hear/bound.py CHECKPOINT MANIFEST [--keep 0.95] [--quiet MANIFEST ...] [--spare 0]
 
 The recordings are speech that the checkpoint was made for and did not learn from; what their transcripts should be is not
-looked at. With `--quiet`, clips in which nothing is said in English, the bound is raised until none of them has words. Prints
-how sure the model was and the bound; `hear/ship.py --min-avg-logprob BOUND` writes it into the checkpoint.
+looked at. With `--quiet`, clips in which nothing is said in English, the bound is raised until none of them has words, or
+as many as `--spare` says: one that is as sure as speech ever is would else leave none of it. Prints how sure
+the model was and the bound; `hear/ship.py --min-avg-logprob BOUND` writes it into the checkpoint.
 """
 
 from __future__ import annotations
@@ -32,16 +33,17 @@ def main() -> int:
     parser.add_argument(
         "--quiet", nargs="+", default=[], help="manifests of clips without English: none may have words"
     )
+    parser.add_argument("--spare", type=int, default=0, help="how many of these may have words all the same")
     options = parser.parse_args()
     try:
-        print(find_bound(options.checkpoint, options.manifest, options.keep, options.quiet))
+        print(find_bound(options.checkpoint, options.manifest, options.keep, options.quiet, options.spare))
     except (AuraError, OSError) as error:
         print(f"hear/bound.py: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def find_bound(checkpoint: str, manifest: str, keep: float, quiet: Sequence[str] = ()) -> float:
+def find_bound(checkpoint: str, manifest: str, keep: float, quiet: Sequence[str] = (), spare: int = 0) -> float:
     """The bound in hundredths: rounded down for speech, up for what nobody said.
 
     Raises:
@@ -49,15 +51,19 @@ def find_bound(checkpoint: str, manifest: str, keep: float, quiet: Sequence[str]
     """
     if not 0 < keep <= 1:
         raise DataError(f"--keep is {keep:g}; expected a share of the clips, e.g. 0.95")
+    if spare < 0:
+        raise DataError(f"--spare is {spare}; expected a number of clips, e.g. 1")
     engine = load(checkpoint)
     said = sureness(engine, manifest, min)
     if not said:
         raise DataError(f"{checkpoint} hears no words in {manifest}; expected recordings of speech it was made for")
     print(f"half of them are surer than {float(np.median(said)):.3f}", file=sys.stderr)
     bound = math.floor(100 * float(np.quantile(said, 1 - keep, method="lower"))) / 100
-    if invented := [sure for clips in quiet for sure in sureness(engine, clips, max)]:
-        bound = max(bound, min(0.0, (math.floor(100 * max(invented)) + 1) / 100))
-        print(f"the surest is {max(invented):.3f}", file=sys.stderr)
+    invented = sorted((sure for clips in quiet for sure in sureness(engine, clips, max)), reverse=True)
+    if invented:
+        print(f"the surest: {', '.join(f'{sure:.3f}' for sure in invented[: spare + 1])}", file=sys.stderr)
+    if invented[spare:]:
+        bound = max(bound, min(0.0, (math.floor(100 * invented[spare]) + 1) / 100))
     kept = sum(each >= bound for each in said)
     print(f"the bound keeps the words of {kept} of {len(said)} clips of {manifest}", file=sys.stderr)
     return bound

@@ -365,6 +365,13 @@ def test_a_bound_keeps_the_share_that_was_asked_for(
     assert value < raised and surest < raised <= surest + 0.011
     passing = sum(each >= raised for each in sure.values())
     assert f"keeps the words of {passing} of {len(heard)} clips" in said.err and passing < len(kept)
+    quiet_flags = ("--keep", "0.8", "--quiet", quiet, "--spare")
+    assert run(bound, monkeypatch, tmp_path / "trained", manifest, *quiet_flags, 1) == 0
+    assert value <= float(capsys.readouterr().out) <= raised  # the second surest may round to the same
+    assert run(bound, monkeypatch, tmp_path / "trained", manifest, *quiet_flags, len(rows)) == 0
+    assert float(capsys.readouterr().out) == value
+    assert run(bound, monkeypatch, tmp_path / "trained", manifest, *quiet_flags, -1) == 2
+    assert "--spare is -1; expected a number of clips" in capsys.readouterr().err
     assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "no", "--min-avg-logprob=-inf") == 2
     assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "no", "--min-avg-logprob", "1") == 2
     assert not (tmp_path / "no").exists()
