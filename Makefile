@@ -34,6 +34,7 @@ LANGUAGES := runs/hear/mean-languages
 MEAN_PEOPLE := runs/hear/mean-people
 MEAN_SHORT := runs/hear/mean-short
 MEAN_NAMES := runs/hear/mean-names
+MEAN_TELEPHONE := runs/hear/mean-telephone
 # Debian packages with recordings of people who speak another language, and of music: fetched where they are not there yet
 PEOPLE ?= runs/hear/packages
 SPEAK := $(BIN)/aura data synthesize
@@ -79,6 +80,13 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split train-words --telephone --out $(DATA)/no_speech_telephone_words_train
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid-words --telephone --out $(DATA)/no_speech_telephone_words_valid
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-names --out $(DATA)/no_speech_people_names
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split train-voices --out $(DATA)/no_speech_people_voices_train
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split train-voices --telephone --out $(DATA)/no_speech_telephone_voices_train
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid-voices --out $(DATA)/no_speech_people_voices_valid
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid-voices --telephone --out $(DATA)/no_speech_telephone_voices_valid
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-voices --out $(DATA)/no_speech_people_voices
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-voices --telephone --out $(DATA)/no_speech_telephone_voices
+	$(BIN)/python hear/numerals.py --out $(DATA)/no_speech_numerals --clips 1650
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
 	$(SPEAK) $(DATA)/questions_train.txt.jsonl --out $(DATA)/questions_train --engine flite espeak-ng \
@@ -119,6 +127,10 @@ hear: asked-to-hear people $(VENV)/installed
 	  --after $(MEAN_SHORT)
 	$(BIN)/aura train --recipe recipes/hear-270m-telephone.yaml --resume
 	$(BIN)/aura train --recipe recipes/hear-270m-telephone.yaml --run.seed 1 --run.out runs/hear/telephone-1 --resume
+	$(BIN)/python hear/ship.py runs/hear/telephone-0/checkpoint $(MEAN_TELEPHONE) --average runs/hear/telephone-1/checkpoint $(MEAN_NAMES) \
+	  --after $(MEAN_NAMES)
+	$(BIN)/aura train --recipe recipes/hear-270m-voices.yaml --resume
+	$(BIN)/aura train --recipe recipes/hear-270m-voices.yaml --run.seed 1 --run.out runs/hear/voices-1 --resume
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q

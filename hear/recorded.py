@@ -4,9 +4,9 @@
     python hear/recorded.py --packages          the Debian packages that are heard, a line each
 
 PACKAGES holds the packages' files, each in a folder of its package's name (hear/README.md: how they are fetched, and their
-licences). Train, valid and test have speakers, languages and albums of their own; `-words` and `-names` are more of the same
-part, as short as single words; `--telephone` takes the same clips as a telephone carries them. Which recordings are taken depends
-on the seed and their names alone; a clip that is there already is kept.
+licences). Train, valid and test have speakers, languages and albums of their own; `-words`, `-names` and `-voices` are more of the
+same part, as short as single words; `--telephone` takes the same clips as a telephone carries them. Which recordings are taken
+depends on the seed and their names alone; a clip that is there already is kept.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ from aura.synthesis.render import write_audio
 SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one may be a letter or a cry
 WORD_SECONDS = (0.5, 1.5)  # of single words: a telephone's numerals, things in a picture
 NAME_SECONDS = (0.4, 2.0)  # of what a picture is called
+SHOUT_SECONDS = (0.4, 2.6)
 SYLLABLE_SECONDS = (0.25, 2.6)  # some are recorded with a second of silence
 TELEPHONE_RATE = 8000
 CRIES = ("tux-huh.", "tux-wow.")  # of ktuberling-data: no word of any language decides what a bound is
+GRUNTS = ("/Firepunch", "/Jump", "/Laugh", "/Nooo", "/Oo", "/Ow", "/Poison", "/Uh-oh", "/Kamikaze")  # of hedgewars-data
 SUFFIXES = (*AUDIO_SUFFIXES, ".gsm")  # as telephones keep them
 # Of telephone prompts: tones, animals, and the letters and code words of the alphabet, which English has too
 NO_WORDS = ("/silence/", "/letters/", "/phonetic/", "/beep", "/ascending-", "/descending-", "/tt-")
@@ -135,6 +137,59 @@ def bopomofo(speaker: str, file: str, clips: int) -> Source:
     )
 
 
+def spelt(language: str, clips: int) -> Source:
+    """Words of a program that teaches the alphabet, some of them spoken by machines."""
+    return Source(
+        package="qabcs-data",
+        kind="language",
+        sound=language,
+        speaker=f"qabcs {language}",
+        clips=clips,
+        below=f"/abcs/{language}/sounds/words/",
+        seconds=NAME_SECONDS,
+    )
+
+
+def tiles(speaker: str, clips: int) -> Source:
+    """What a German player of mah-jongg calls: tiles by their numbers, too."""
+    return Source(
+        package="kajongg",
+        kind="language",
+        sound="de",
+        speaker=f"kajongg {speaker}",
+        clips=clips,
+        below=f"/voices/de/{speaker}/",
+        seconds=NAME_SECONDS,
+    )
+
+
+def hedgehogs(language: str, clips: int) -> Source:
+    """What they shout at each other in a game, cries left out."""
+    return Source(
+        package="hedgewars-data",
+        kind="language",
+        sound=language,
+        speaker=f"hedgewars {language}",
+        clips=clips,
+        below=f"/voices/Default_{language}/",
+        seconds=SHOUT_SECONDS,
+        without=GRUNTS,
+    )
+
+
+def builders(language: str, clips: int) -> Source:
+    """What the little people of a game answer."""
+    return Source(
+        package="planetblupi-common",
+        kind="language",
+        sound=language,
+        speaker=f"planetblupi {language}",
+        clips=clips,
+        below=f"/sound/{language}/",
+        seconds=SHOUT_SECONDS,
+    )
+
+
 def actors(language: str, clips: int, pieces: bool = False) -> Source:
     """What fish say to each other in a game, or pieces of it as short as words."""
     return Source(
@@ -215,8 +270,17 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         bopomofo("Edward Liu", "3.ogg", 120),
         bopomofo("Chu Lo", "5.ogg", 80),
     ),
-    # Not looked at before the adapter was chosen
+    # Not looked at before the twelfth stage's adapter was chosen
     "test-names": (stamps("es", 150), stamps("ru", 150)),
+    "train-voices": (
+        *(tiles(speaker, 39) for speaker in ("female1", "female2", "male1", "male2")),
+        spelt("de", 140),
+        spelt("fr", 125),
+        *(builders(language, 28) for language in ("de", "fr", "he")),
+    ),
+    "valid-voices": (spelt("pl", 150), spelt("uk", 135), hedgehogs("pl", 24)),
+    # Not looked at before the thirteenth stage's adapter was chosen
+    "test-voices": (spelt("ru", 145), hedgehogs("es", 22), hedgehogs("ru", 24), builders("it", 30)),
 }
 
 
@@ -283,9 +347,7 @@ def _clips(packages: Path, source: Source, out: Path, seed: int, telephone: bool
             continue  # one of a thousand that is cut short
         if not np.any(wave_N):
             continue
-        if telephone:
-            narrow_N = soxr.resample(wave_N, SAMPLE_RATE, TELEPHONE_RATE, quality="HQ")
-            wave_N = soxr.resample(narrow_N, TELEPHONE_RATE, SAMPLE_RATE, quality="HQ")
+        wave_N = narrowed(wave_N) if telephone else wave_N
         audio = out / "audio" / f"{id}.flac"
         if not audio.is_file():
             write_audio(wave_N, audio.with_suffix(""), "flac")
@@ -296,6 +358,12 @@ def _clips(packages: Path, source: Source, out: Path, seed: int, telephone: bool
         left -= 1
     if left:
         raise DataError(f"{folder} holds {left} recordings too few below '{source.below}'; expected {source.clips}")
+
+
+def narrowed(wave_N: np.ndarray) -> np.ndarray:
+    """As a telephone carries it: (N,) at 16 kHz with nothing above 4 kHz."""
+    narrow_N = soxr.resample(wave_N, SAMPLE_RATE, TELEPHONE_RATE, quality="HQ")
+    return soxr.resample(narrow_N, TELEPHONE_RATE, SAMPLE_RATE, quality="HQ")
 
 
 Stretch = tuple[Path, float, float]  # a file, the first second heard of it, how many

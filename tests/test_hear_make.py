@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
+NUMERALS = "hear/numerals.py"
 DATA = "runs/hear/data/"
 # Of hear/prepare.py, from what the user has (hear/README.md)
 PREPARED = {"barista_train", "barista_valid", "barista_train_cut", "digits_valid", "librispeech_valid"}
@@ -74,11 +75,11 @@ def test_no_command_reads_what_none_before_it_made(commands: list[list[str]]) ->
             folders.add(plain(words[3]))
         elif words[1:3] == ["data", "questions"]:
             manifests.add(plain(words[3]))
-        elif script in ("data", "hear/recorded.py", "hear/chains.py", "hear/spans.py", "hear/splices.py"):
+        elif script in ("data", "hear/recorded.py", "hear/chains.py", "hear/spans.py", "hear/splices.py", NUMERALS):
             read = {plain(word) for word in words if word.startswith(DATA) and word != out}
             assert read <= manifests, words
             folders.add(plain(out))
-            made = {"hear/spans.py": ("spans", "intents", "words", "uncut"), "hear/recorded.py": ()}
+            made = {"hear/spans.py": ("spans", "intents", "words", "uncut"), "hear/recorded.py": (), NUMERALS: ()}
             manifests |= {f"{plain(out)}/{name}" for name in made.get(script, ("manifest",))}
         elif script == "hear/ship.py":
             source, target = words[2:4]
@@ -92,7 +93,7 @@ def test_no_command_reads_what_none_before_it_made(commands: list[list[str]]) ->
             run = (after(words, "--run.out") or [yaml.safe_load(file.read_text())["run"]["out"]])[0]
             checkpoints |= {f"{run}/{name}" for name in ended}
             trained += 1
-    assert trained == 11
+    assert trained == 13
     measured = re.findall(r'manifest="(\w+)\.jsonl"', (ROOT / "hear" / "measure.py").read_text())
     assert measured and set(measured) <= manifests
 

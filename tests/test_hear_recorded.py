@@ -182,13 +182,15 @@ def test_names_of_pictures_are_of_one_language_and_no_letters(recorded: Any, tmp
         recorded.collect(tmp_path / "packages", (recorded.stamps("el", 5),), tmp_path / "more", 0)
 
 
-@pytest.mark.parametrize("recipe", ["people", "short", "names", "telephone"])
+@pytest.mark.parametrize("recipe", ["people", "short", "names", "telephone", "voices"])
 def test_the_recipe_hears_the_training_part_alone(recipe: str) -> None:
     text = (ROOT / "recipes" / f"hear-270m-{recipe}.yaml").read_text()
     heard = {line.strip("- \n") for line in text.splitlines() if "no_speech" in line}
     assert "runs/hear/data/no_speech_people_train.jsonl" in heard
     assert ("runs/hear/data/no_speech_people_words_train.jsonl" in heard) == (recipe != "people")
     assert ("runs/hear/data/no_speech_people_names_train.jsonl" in heard) == (recipe == "names")
-    assert ("runs/hear/data/no_speech_telephone_names_train.jsonl" in heard) == (recipe == "telephone")
-    untold = ("_valid", "_test", "people.jsonl", "words.jsonl", "names.jsonl")
+    assert ("runs/hear/data/no_speech_telephone_names_train.jsonl" in heard) == (recipe in ("telephone", "voices"))
+    for name in ("people_voices_train", "telephone_voices_train", "numerals"):
+        assert (f"runs/hear/data/no_speech_{name}.jsonl" in heard) == (recipe == "voices")
+    untold = ("_valid", "_test", "people.jsonl", "words.jsonl", "names.jsonl", "voices.jsonl")
     assert not any(part in name for name in heard for part in untold)
