@@ -20,6 +20,7 @@ import numpy as np
 from aura.audio.waveform import SAMPLE_RATE
 from aura.data.manifest import read_utterances
 from aura.errors import AuraError, DataError
+from aura.inference.confidence import sureness
 from aura.inference.engine import Engine, load
 from aura.inference.transcribe import Transcript, transcribe_each
 from aura.progress import audio_progress
@@ -54,12 +55,12 @@ def find_bound(checkpoint: str, manifest: str, keep: float, quiet: Sequence[str]
     if spare < 0:
         raise DataError(f"--spare is {spare}; expected a number of clips, e.g. 1")
     engine = load(checkpoint)
-    said = sureness(engine, manifest, min)
+    said = all_of(engine, manifest, min)
     if not said:
         raise DataError(f"{checkpoint} hears no words in {manifest}; expected recordings of speech it was made for")
     print(f"half of them are surer than {float(np.median(said)):.3f}", file=sys.stderr)
     bound = math.floor(100 * float(np.quantile(said, 1 - keep, method="lower"))) / 100
-    invented = sorted((sure for clips in quiet for sure in sureness(engine, clips, max)), reverse=True)
+    invented = sorted((sure for clips in quiet for sure in all_of(engine, clips, max)), reverse=True)
     if invented:
         print(f"the surest: {', '.join(f'{sure:.3f}' for sure in invented[: spare + 1])}", file=sys.stderr)
     if invented[spare:]:
@@ -69,8 +70,8 @@ def find_bound(checkpoint: str, manifest: str, keep: float, quiet: Sequence[str]
     return bound
 
 
-def sureness(engine: Engine, manifest: str, of: Callable[[list[float]], float]) -> list[float]:
-    """The mean log-probability of each transcript that has words, of its least (min) or most (max) sure segment."""
+def all_of(engine: Engine, manifest: str, of: Callable[[list[float]], float]) -> list[float]:
+    """`sureness` of each transcript that has words, of its least (min) or most (max) sure segment."""
     parts = [part for utterance in read_utterances(manifest) for part in utterance.audio]
     sources = [{"array": part.load(), "sampling_rate": SAMPLE_RATE} for part in parts]
     found: list[float] = []
@@ -79,7 +80,8 @@ def sureness(engine: Engine, manifest: str, of: Callable[[list[float]], float]) 
             advance(1, heard.seconds if isinstance(heard, Transcript) else 0.0)
             if isinstance(heard, AuraError):
                 raise heard
-            sure = [segment.avg_logprob for segment in heard.segments if segment.avg_logprob is not None]
+            scored = [(segment.text, segment.avg_logprob) for segment in heard.segments]
+            sure = [sureness(text, average) for text, average in scored if average is not None]
             found += [of(sure)] if sure else []
     print(f"{manifest}: {len(found)} clips with words, {len(sources) - len(found)} without", file=sys.stderr)
     return found

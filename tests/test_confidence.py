@@ -21,7 +21,9 @@ from aura.cli import main
 from aura.data.manifest import read_utterances
 from aura.errors import CheckpointError, RecipeError
 from aura.evaluation.evaluate import evaluate
-from aura.inference.confidence import HEARD_AGAIN, PAUSE, average_log_probs, confidence
+from aura.evaluation.routes import answering
+from aura.evaluation.routes.answering import Answerer
+from aura.inference.confidence import HEARD_AGAIN, LONE_WORD, PAUSE, average_log_probs, confidence, sureness
 from aura.inference.engine import Engine
 from aura.inference.generate import Generation, end_tokens
 from aura.inference.transcribe import Transcript
@@ -48,7 +50,7 @@ def token_by_token(engine: Engine, example: Example, ids: Sequence[int], *, ends
         if token is not None:
             logs.append(float(row_V[token]))
             inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token]])], dim=1)
-        elif ends:
+        elif ends and not ids:
             ending = end_tokens(engine.model, engine.processor.tokenizer)
             logs.append(math.log(sum(math.exp(float(row_V[end])) for end in ending)))
     return sum(logs) / len(logs)
@@ -102,6 +104,17 @@ def test_no_token_and_no_end_is_nothing_to_doubt_and_a_placeholder_is_text() -> 
     assert average_log_probs(model, processor, [], []) == []
 
 
+def test_that_a_lone_word_ends_there_does_not_halve_the_doubt_in_it() -> None:
+    model, processor = tiny.tiny_student("llama")
+    ended, cut = (Generation(text="", token_ids=(21,), finished=finished) for finished in (True, False))
+    found = average_log_probs(model, processor, [*examples(1), *examples(1)], [ended, cut])
+    assert (
+        found[0]
+        == found[1]
+        == pytest.approx(token_by_token(Engine(model, processor), examples(1)[0], (21,), ends=True))
+    )
+
+
 def test_short_audio_is_heard_twice_and_the_lower_of_both_counts() -> None:
     """Once more with silence around it; long audio, and what would then be too long for the model, once."""
     model, processor = tiny.tiny_student("llama")
@@ -112,7 +125,7 @@ def test_short_audio_is_heard_twice_and_the_lower_of_both_counts() -> None:
     silence = np.zeros(round(16_000 * PAUSE), np.float32)
     asked = [Example(id=str(s), messages=[message], waveforms=[wave]) for s, wave in zip(seconds, waves, strict=True)]
     paused = [replace(e, waveforms=[np.concatenate([silence, *e.waveforms, silence])]) for e in asked]
-    answered = [Generation(text="", token_ids=(21, 22 + n), finished=True) for n in range(len(asked))]
+    answered = [Generation(text="", token_ids=(29, 30 + n), finished=True) for n in range(len(asked))]
     once = average_log_probs(model, processor, asked, answered)
     again = average_log_probs(model, processor, paused, answered)
     expected = [min(pair) for pair in zip(once[:3], again[:3], strict=True)] + once[3:]
@@ -127,7 +140,7 @@ def test_short_audio_is_heard_twice_and_the_lower_of_both_counts() -> None:
 
 
 class Unsure(Engine):
-    """Says a word for each window, with the given sureness."""
+    """Says two words for each window, with the given sureness."""
 
     def __init__(self, sureness: Sequence[float], *, bound: float | None = None) -> None:
         super().__init__(*tiny.tiny_student("llama"), checkpoint="tiny")
@@ -135,7 +148,7 @@ class Unsure(Engine):
         self.sureness, self.scored = list(sureness), 0
 
     def generate(self, examples: Sequence[Example], **_: Any) -> list[Generation]:
-        return [Generation(text=f"word{n}", token_ids=(n,), finished=True) for n in range(len(examples))]
+        return [Generation(text=f"say word{n}", token_ids=(n,), finished=True) for n in range(len(examples))]
 
     def confidence(
         self, examples: Sequence[Example], generations: Sequence[Generation], *, batch_tokens: int = 2048
@@ -156,11 +169,11 @@ def transcribe(engine: Engine, **options: Any) -> Transcript:
 
 def test_windows_that_are_not_sure_enough_say_nothing() -> None:
     engine = Unsure([-0.1, -0.9, -0.2])
-    assert transcribe(engine).text == "word0 word1 word2" and engine.scored == 0
+    assert transcribe(engine).text == "say word0 say word1 say word2" and engine.scored == 0
     found = transcribe(engine, min_avg_logprob=-0.5)
     assert found.unsure == found.as_dict()["unsure"] == 1
-    assert found.text == "word0 word2" and [s.avg_logprob for s in found.segments] == [-0.1, -0.2]
-    assert transcribe(engine, min_avg_logprob=-math.inf).text == "word0 word1 word2"
+    assert found.text == "say word0 say word2" and [s.avg_logprob for s in found.segments] == [-0.1, -0.2]
+    assert transcribe(engine, min_avg_logprob=-math.inf).text == "say word0 say word1 say word2"
     assert transcribe(engine, scores=True).as_dict()["segments"][1]["avg_logprob"] == -0.9
     assert "avg_logprob" not in transcribe(engine).as_dict()["segments"][0]
     for bound in (0.5, math.nan):
@@ -168,12 +181,43 @@ def test_windows_that_are_not_sure_enough_say_nothing() -> None:
             transcribe(engine, min_avg_logprob=bound)
 
 
+class Terse(Unsure):
+    """Says one."""
+
+    def generate(self, examples: Sequence[Example], **_: Any) -> list[Generation]:
+        return [replace(generation, text=generation.text.split()[1]) for generation in super().generate(examples)]
+
+
+def test_a_lone_word_has_to_be_as_sure_again(tmp_path: Path) -> None:
+    assert sureness("six", -0.1) == -0.2 and sureness("double shot", -0.1) == sureness("两杯咖啡", -0.1) == -0.1
+    found = transcribe(Terse([-0.1, -0.9, -0.2]), min_avg_logprob=-0.3)
+    assert found.text == "word0" and found.unsure == 2 and found.segments[0].avg_logprob == -0.1
+    assert transcribe(Unsure([-0.1, -0.9, -0.2]), min_avg_logprob=-0.3).text == "say word0 say word2"
+    rows = clips(tmp_path, transcript="", task="transcribe", label={"no_speech": "music"})
+    for kind, rate in ((Terse, 1 / 3), (Unsure, 2 / 3)):
+        engine = kind([-0.1, -0.9, -0.2], bound=-0.3)
+        out = tmp_path / kind.__name__
+        found_rate = evaluate(engine, rows, task="silence", out=out, show_progress=False).metrics[
+            "false_transcript_rate"
+        ]
+        assert found_rate == pytest.approx(rate)
+        assert json.loads((out / "report.json").read_text())["settings"]["doubt_in_a_lone_word"] == LONE_WORD
+        answerer = Answerer(engine.model, engine.processor, least=-0.3)
+        asked = examples(3)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(answering, "confidence", lambda *_, engine=engine, **__: engine.sureness)
+            said = [generation.text for generation in answerer._sure_enough(asked, engine.generate(asked))]
+        assert sum(map(bool, said)) == round(3 * rate)
+
+
 def test_the_bound_of_a_checkpoint_holds_unless_another_is_given(tmp_path: Path) -> None:
     engine = Unsure([-0.1, -0.9, -0.2], bound=-0.15)
-    assert transcribe(engine).text == "word0"
-    assert transcribe(engine, min_avg_logprob=-0.5).text == "word0 word2"
-    assert transcribe(engine, min_avg_logprob=-math.inf).text == "word0 word1 word2"
-    assert transcribe(engine, prompt="Say it.").text == "word0 word1 word2"  # it was found for another prompt
+    assert transcribe(engine).text == "say word0"
+    assert transcribe(engine, min_avg_logprob=-0.5).text == "say word0 say word2"
+    assert transcribe(engine, min_avg_logprob=-math.inf).text == "say word0 say word1 say word2"
+    assert (
+        transcribe(engine, prompt="Say it.").text == "say word0 say word1 say word2"
+    )  # it was found for another prompt
     tiny.tiny_llm_folder("llama", tmp_path / "llm")
     model, processor = tiny.tiny_student("llama", base=str(tmp_path / "llm"))
     model.config.min_avg_logprob = -0.25

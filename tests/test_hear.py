@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import aura
 from aura.audio.waveform import load_waveform
 from aura.data.manifest import read_utterances
+from aura.inference.confidence import sureness
 from aura.student.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -354,7 +355,8 @@ def test_a_bound_keeps_the_share_that_was_asked_for(
     assert aura.load(tmp_path / "shipped").model.config.min_avg_logprob == value  # as it was
     assert run(bound, monkeypatch, tmp_path / "trained", manifest, "--keep", "0") == 2
     capsys.readouterr()
-    sure = {row: t.segments[0].avg_logprob for row, t in enumerate(everything) if t.segments}  # type: ignore[union-attr]
+    said_first = {row: t.segments[0] for row, t in enumerate(everything) if t.segments}  # type: ignore[union-attr]
+    sure = {row: sureness(first.text, first.avg_logprob) for row, first in said_first.items()}
     surest = sorted(sure.values())[len(sure) // 2]
     rows = [line for row, line in enumerate(manifest.read_text().splitlines()) if sure.get(row, surest) <= surest]
     quiet = manifest.with_name("quiet.jsonl")

@@ -24,6 +24,7 @@ from aura.evaluation.routes.llm import llm_digest
 from aura.evaluation.tables import tables
 from aura.evaluation.tasks import TASKS, Task, get_task
 from aura.evaluation.unsure import bound_for
+from aura.inference.confidence import sureness
 from aura.inference.generate import plan_batches, prompt_length
 from aura.inference.transcribe import bound_of, bound_settings, written
 from aura.progress import Advance, audio_progress
@@ -208,7 +209,7 @@ def _answer(
                 used = (time.monotonic() - start) / len(batch) + decoding
                 for (item, example), generation, average in zip(batch, generations, sure, strict=True):
                     seconds = sum(len(wave) for wave in example.waveforms) / 16_000
-                    text = "" if average is not None and average < least else generation.text
+                    text = "" if average is not None and sureness(generation.text, average) < least else generation.text
                     row = _row(item, task, hypothesis=text, finished=generation.finished, seconds=seconds, used=used)
                     yield row if average is None else {**row, "avg_logprob": written(average)}
                     advance(1, seconds)

@@ -6,6 +6,7 @@ Greedy decoding by way of `ScreenedArgmax` never sees a probability, and most ca
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,6 +23,18 @@ from aura.student.processor import AuraProcessor
 # pause around them; of English ones it mostly is.
 HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard a second time
 PAUSE = 0.3  # seconds of silence before and behind it then
+# Our choice too: a word of another language that sounds like one of ours is by itself, and nothing beside it gives it away.
+LONE_WORD = 2.0  # how many times the doubt in a word counts that is the whole answer
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Chinese
+
+
+def sureness(text: str, avg_logprob: float) -> float:
+    """What is held to a bound on the mean log-probability of a text's tokens: the mean, and `LONE_WORD` times that of one word.
+
+    A text in a script without blanks between words is never one word.
+    """
+    is_lone = len(text.split()) == 1 and not _UNSPACED.search(text)
+    return LONE_WORD * avg_logprob if is_lone else avg_logprob
 
 
 def confidence(
@@ -70,10 +83,11 @@ def average_log_probs(
     *,
     batch_tokens: int = 2048,
 ) -> list[float]:
-    """Mean log-probability (nats, at most 0) of each answer's tokens: Whisper's `avg_logprob`.
+    """Mean log-probability (nats, at most 0) of each answer's tokens.
 
-    That the turn ends there counts as a token, whichever token ends it; where `max_new_tokens` cut the answer, it does not. 0
-    for an answer of no token that did not end, `-inf` where the logits are not finite.
+    That the turn ends there is not counted, as Whisper does in its `avg_logprob`: behind a lone word it is certain, and would
+    halve the doubt in the word. Of an answer without tokens it is all there is: the log-probability that the turn ends, by
+    whichever token; 0 where that did not come either. `-inf` where the logits are not finite.
 
     Args:
         examples: what was asked.
@@ -140,12 +154,11 @@ def _average(
         answer_L: the answer, with anything behind it.
     """
     count = len(generation.token_ids)
-    logs_LV = model.logits(hidden_LD[: count + 1]).float().log_softmax(dim=-1)
-    logs = logs_LV[:count].gather(1, answer_L[:count, None])[:, 0].double().sum()
-    if generation.finished:
-        logs = logs + logs_LV[count, ends].double().logsumexp(dim=0)
-    counted = count + generation.finished
-    if not counted:
+    if not count and not generation.finished:
         return 0.0
-    average = float(logs) / counted
+    logs_LV = model.logits(hidden_LD[: max(1, count)]).float().log_softmax(dim=-1)
+    if count:
+        average = float(logs_LV.gather(1, answer_L[:count, None]).double().mean())
+    else:
+        average = float(logs_LV[0, ends].double().logsumexp(dim=0))
     return min(0.0, average) if math.isfinite(average) else -math.inf

@@ -15,7 +15,7 @@ from aura.batch.collate import Example, collate
 from aura.batch.prompt import IGNORE, build_prompt
 from aura.errors import AudioError, AuraError, PromptError
 from aura.evaluation.routes.route import Progress, Reply
-from aura.inference.confidence import confidence
+from aura.inference.confidence import confidence, sureness
 from aura.inference.generate import Generation, end_tokens, generate_texts, plan_batches, prompt_length
 from aura.student.cache_key import CACHE_KEY
 from aura.student.model import AuraForConditionalGeneration
@@ -33,7 +33,7 @@ class Answerer:
         processor: of the same LLM.
         batch_tokens: bounds a batch, see `generate_texts`. It decides no answer in float32; in 16 bits two nearly
             equal candidates may change places when the batch does.
-        least: an answer whose tokens have a lower mean log-probability says nothing; `-inf` keeps all, and saves a pass.
+        least: an answer whose `sureness` is lower says nothing; `-inf` keeps all, and saves a pass.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class Answerer:
             return
         sure = confidence(self.model, self.processor, batch, found, batch_tokens=self.batch_tokens)
         for generation, average in zip(found, sure, strict=True):
-            yield replace(generation, text="") if average < self.least else generation
+            yield replace(generation, text="") if sureness(generation.text, average) < self.least else generation
 
 
 def reply(outcome: Generation | Exception, *, seconds: float) -> Reply:
