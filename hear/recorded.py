@@ -67,140 +67,92 @@ class Source:
     pieces: bool = False
 
 
-def prompts(
-    package: str, language: str, speaker: str, clips: int, seconds: tuple[float, float] = SPOKEN_SECONDS
+def people(
+    package: str,
+    language: str,
+    clips: int,
+    below: str,
+    *,
+    speaker: str | None = None,
+    seconds: tuple[float, float] = SPOKEN_SECONDS,
+    without: tuple[str, ...] = (),
+    pieces: bool = False,
 ) -> Source:
+    """Who speaks another language in a package."""
     return Source(
         package=package,
         kind="language",
         sound=language,
         speaker=speaker,
         clips=clips,
-        below="/sounds/",
+        below=below,
         seconds=seconds,
+        without=without,
+        pieces=pieces,
     )
+
+
+def prompts(
+    package: str, language: str, speaker: str, clips: int, seconds: tuple[float, float] = SPOKEN_SECONDS
+) -> Source:
+    return people(package, language, clips, "/sounds/", speaker=speaker, seconds=seconds)
 
 
 def picture_words(
     language: str, clips: int, seconds: tuple[float, float] = SPOKEN_SECONDS, without: tuple[str, ...] = ()
 ) -> Source:
     """The names of what a children's game shows."""
-    return Source(
-        package="ktuberling-data",
-        kind="language",
-        sound=language,
-        speaker=f"ktuberling {language}",
-        clips=clips,
-        below=f"/sounds/{language}/",
-        seconds=seconds,
-        without=without,
-    )
+    below, speaker = f"/sounds/{language}/", f"ktuberling {language}"
+    return people("ktuberling-data", language, clips, below, speaker=speaker, seconds=seconds, without=without)
 
 
 def stamps(language: str, clips: int) -> Source:
     """What the pictures of a painting program are called, numerals among them."""
-    return Source(
-        package="tuxpaint-stamps-default",
-        kind="language",
-        sound=language,
-        speaker=f"tuxpaint {language}",
-        clips=clips,
-        below=f"_desc_{language}.",
-        seconds=NAME_SECONDS,
-        without=("/alphabets/",),
+    package, speaker, without = "tuxpaint-stamps-default", f"tuxpaint {language}", ("/alphabets/",)
+    return people(
+        package, language, clips, f"_desc_{language}.", speaker=speaker, seconds=NAME_SECONDS, without=without
     )
 
 
 def syllables(language: str, clips: int) -> Source:
     """Of a program that teaches letters."""
-    return Source(
-        package="klettres-data",
-        kind="language",
-        sound=language,
-        speaker=f"klettres {language}",
-        clips=clips,
-        below=f"/klettres/{language}/syllab/",
-        seconds=SYLLABLE_SECONDS,
-    )
+    below, speaker = f"/klettres/{language}/syllab/", f"klettres {language}"
+    return people("klettres-data", language, clips, below, speaker=speaker, seconds=SYLLABLE_SECONDS)
 
 
 def bopomofo(speaker: str, file: str, clips: int) -> Source:
     """Syllables of Mandarin, of an input method that says what is typed."""
-    return Source(
-        package="gcin-voice",
-        kind="language",
-        sound="zh",
-        speaker=speaker,
-        clips=clips,
-        below=f"/{file}",
-        seconds=SYLLABLE_SECONDS,
-    )
+    return people("gcin-voice", "zh", clips, f"/{file}", speaker=speaker, seconds=SYLLABLE_SECONDS)
 
 
 def spelt(language: str, clips: int) -> Source:
     """Words of a program that teaches the alphabet, some of them spoken by machines."""
-    return Source(
-        package="qabcs-data",
-        kind="language",
-        sound=language,
-        speaker=f"qabcs {language}",
-        clips=clips,
-        below=f"/abcs/{language}/sounds/words/",
-        seconds=NAME_SECONDS,
-    )
+    below, speaker = f"/abcs/{language}/sounds/words/", f"qabcs {language}"
+    return people("qabcs-data", language, clips, below, speaker=speaker, seconds=NAME_SECONDS)
 
 
-def tiles(speaker: str, clips: int) -> Source:
+def tiles(voice: str, clips: int) -> Source:
     """What a German player of mah-jongg calls: tiles by their numbers, too."""
-    return Source(
-        package="kajongg",
-        kind="language",
-        sound="de",
-        speaker=f"kajongg {speaker}",
-        clips=clips,
-        below=f"/voices/de/{speaker}/",
-        seconds=NAME_SECONDS,
-    )
+    speaker = f"kajongg {voice}"
+    return people("kajongg", "de", clips, f"/voices/de/{voice}/", speaker=speaker, seconds=NAME_SECONDS)
 
 
 def hedgehogs(language: str, clips: int) -> Source:
     """What they shout at each other in a game, cries left out."""
-    return Source(
-        package="hedgewars-data",
-        kind="language",
-        sound=language,
-        speaker=f"hedgewars {language}",
-        clips=clips,
-        below=f"/voices/Default_{language}/",
-        seconds=SHOUT_SECONDS,
-        without=GRUNTS,
-    )
+    below, speaker = f"/voices/Default_{language}/", f"hedgewars {language}"
+    return people("hedgewars-data", language, clips, below, speaker=speaker, seconds=SHOUT_SECONDS, without=GRUNTS)
 
 
 def builders(language: str, clips: int) -> Source:
     """What the little people of a game answer."""
-    return Source(
-        package="planetblupi-common",
-        kind="language",
-        sound=language,
-        speaker=f"planetblupi {language}",
-        clips=clips,
-        below=f"/sound/{language}/",
-        seconds=SHOUT_SECONDS,
-    )
+    below, speaker = f"/sound/{language}/", f"planetblupi {language}"
+    return people("planetblupi-common", language, clips, below, speaker=speaker, seconds=SHOUT_SECONDS)
 
 
 def actors(language: str, clips: int, pieces: bool = False) -> Source:
     """What fish say to each other in a game, or pieces of it as short as words."""
-    return Source(
-        package=f"fillets-ng-data-{language}",
-        kind="language",
-        sound=language,
-        clips=clips,
-        below=f"/{language}/",
-        seconds=WORD_SECONDS if pieces else SPOKEN_SECONDS,
-        pieces=pieces,
-    )
+    seconds = WORD_SECONDS if pieces else SPOKEN_SECONDS
+    return people(f"fillets-ng-data-{language}", language, clips, f"/{language}/", seconds=seconds, pieces=pieces)
 
 
 def played(package: str, clips: int, below: str = "/") -> Source:
