@@ -22,6 +22,7 @@ from aura.evaluation import compare
 from aura.evaluation.route_host import RouteHere
 from aura.evaluation.route_specs import RouteOptions, RouteSpec, choose_shots, first_checkpoint, openers, parse_routes
 from aura.evaluation.tasks import TASKS
+from aura.inference.confidence import sureness
 from aura.student.checkpoint import save_checkpoint
 
 
@@ -176,7 +177,7 @@ def test_both_forms_leave_out_what_a_checkpoint_is_unsure_of(models: Path, tmp_p
         == 0
     )
     free = answers(tmp_path / "free" / "items.jsonl")
-    sure = sorted(row["avg_logprob"] for row in free.values())
+    sure = sorted(sureness(row["hypothesis"], row["avg_logprob"]) for row in free.values())
     (tmp_path / "ck" / "config.json").write_text(json.dumps(config | {"min_avg_logprob": (sure[1] + sure[2]) / 2}))
     assert main(["evaluate", str(tmp_path / "ck"), *words, "--out", str(tmp_path / "alone")]) == 0
     beside = ["evaluate", str(tmp_path / "ck"), *words, "--routes", "text", "--first-token-items", "0"]

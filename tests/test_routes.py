@@ -31,7 +31,7 @@ from aura.evaluation.routes.recognise import Heard
 from aura.evaluation.routes.route import Question, Reply, Route
 from aura.evaluation.routes.student import StudentRoute, llm_of
 from aura.evaluation.routes.text import TextReader, TextRoute, shot_messages
-from aura.inference.confidence import confidence
+from aura.inference.confidence import confidence, sureness
 from aura.inference.engine import Engine
 from aura.inference.generate import generate_texts
 from aura.student.checkpoint import new_bridge, new_processor, save_checkpoint
@@ -301,7 +301,8 @@ def test_answers_that_a_route_is_unsure_of_say_nothing(tmp_path: Path) -> None:
     model, processor = tiny.tiny_student("llama", base=llm)
     asked = questions()
     generations = generate_texts(model, processor, asked, max_new_tokens=6)
-    sure = confidence(model, processor, asked, generations)
+    means = confidence(model, processor, asked, generations)
+    sure = [sureness(generation.text, mean) for generation, mean in zip(generations, means, strict=True)]
     model.config.min_avg_logprob = sorted(sure)[1]
     save_checkpoint(tmp_path / "ck", model, processor)
     shelf = LlmShelf(device="cpu")
