@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,27 @@ ASR = ("--routes", "cascade", "--asr-only", "--first-token-items", "0", "--page-
 TEXT = ("--routes", "text", "--first-token-items", "0", "--page-rows", "0")
 ALL = ("--min-avg-logprob", "-inf")  # transcripts count however unsure the model is of them
 NOISE = ("--noise", "{data}/kitchen_test.flac", "--snr-level", "peak", "--snr")
+
+
+def false_transcripts(name: str, title: str, *, manifest: str) -> Measure:
+    """How many clips without English are given words."""
+    return Measure(
+        name=name,
+        title=title,
+        manifest=manifest,
+        task="silence",
+        metric="false_transcript_rate",
+        tokens=40,
+        lower_is_better=True,
+    )
+
+
+def with_and_without_bound(name: str, title: str, *, manifest: str) -> tuple[Measure, Measure]:
+    held = false_transcripts(name, title, manifest=manifest)
+    title = "The same, however unsure the model is"
+    return held, replace(held, name=f"{name}-all", title=title, own=ALL, peer=ASR, peer_name="Whisper base")
+
+
 MEASURES = (
     Measure(
         name="orders",
@@ -144,140 +165,34 @@ MEASURES = (
         peer_name="Whisper base",
         lower_is_better=True,
     ),
-    Measure(
-        name="no-speech",
-        title="Silence, noise, music, other languages: false transcripts",
-        manifest="no_speech_test.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        lower_is_better=True,
+    *with_and_without_bound(
+        "no-speech", "Silence, noise, music, other languages: false transcripts", manifest="no_speech_test.jsonl"
     ),
-    Measure(
-        name="no-speech-all",
-        title="The same, however unsure the model is",
-        manifest="no_speech_test.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        own=ALL,
-        peer=ASR,
-        peer_name="Whisper base",
-        lower_is_better=True,
-    ),
-    Measure(
-        name="people",
-        title="People who speak another language, recorded music: false transcripts",
+    *with_and_without_bound(
+        "people",
+        "People who speak another language, recorded music: false transcripts",
         manifest="no_speech_people.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        lower_is_better=True,
     ),
-    Measure(
-        name="people-all",
-        title="The same, however unsure the model is",
-        manifest="no_speech_people.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        own=ALL,
-        peer=ASR,
-        peer_name="Whisper base",
-        lower_is_better=True,
-    ),
-    Measure(
-        name="people-words",
-        title="Single words of other languages, by people: false transcripts",
+    *with_and_without_bound(
+        "people-words",
+        "Single words of other languages, by people: false transcripts",
         manifest="no_speech_people_words.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        lower_is_better=True,
     ),
-    Measure(
-        name="people-words-all",
-        title="The same, however unsure the model is",
-        manifest="no_speech_people_words.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        own=ALL,
-        peer=ASR,
-        peer_name="Whisper base",
-        lower_is_better=True,
-    ),
-    Measure(
-        name="people-names",
-        title="What pictures are called in other languages, by people: false transcripts",
+    *with_and_without_bound(
+        "people-names",
+        "What pictures are called in other languages, by people: false transcripts",
         manifest="no_speech_people_names.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        lower_is_better=True,
     ),
-    Measure(
-        name="people-names-all",
-        title="The same, however unsure the model is",
-        manifest="no_speech_people_names.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        own=ALL,
-        peer=ASR,
-        peer_name="Whisper base",
-        lower_is_better=True,
-    ),
-    Measure(
-        name="people-voices",
-        title="Words in Russian, Spanish and Italian by four more voices: false transcripts",
+    *with_and_without_bound(
+        "people-voices",
+        "Words in Russian, Spanish and Italian by four more voices: false transcripts",
         manifest="no_speech_people_voices.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        lower_is_better=True,
     ),
-    Measure(
-        name="people-voices-all",
-        title="The same, however unsure the model is",
-        manifest="no_speech_people_voices.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        own=ALL,
-        peer=ASR,
-        peer_name="Whisper base",
-        lower_is_better=True,
-    ),
-    Measure(
-        name="telephone-voices",
-        title="The same by telephone",
-        manifest="no_speech_telephone_voices.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        lower_is_better=True,
-    ),
-    Measure(
-        name="telephone-voices-all",
-        title="The same, however unsure the model is",
-        manifest="no_speech_telephone_voices.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        own=ALL,
-        peer=ASR,
-        peer_name="Whisper base",
-        lower_is_better=True,
-    ),
-    Measure(
-        name="accents",
-        title="Languages of the test, by voices that English was learnt from: false transcripts",
+    *with_and_without_bound("telephone-voices", "The same by telephone", manifest="no_speech_telephone_voices.jsonl"),
+    false_transcripts(
+        "accents",
+        "Languages of the test, by voices that English was learnt from: false transcripts",
         manifest="no_speech_accents.jsonl",
-        task="silence",
-        metric="false_transcript_rate",
-        tokens=40,
-        lower_is_better=True,
     ),
 )
 

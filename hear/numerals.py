@@ -10,22 +10,20 @@ is kept.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recorded import narrowed  # beside this file
+from recorded import kept_clip, narrowed, write_manifest  # beside this file
 
 from aura.errors import AuraError
-from aura.evaluation.json_text import replace_text
 from aura.progress import audio_progress
 from aura.synthesis.commands import EspeakEngine
 from aura.synthesis.foreign import THROATS, espeak_voice
-from aura.synthesis.no_speech import LEVEL_DB, clip_id, clip_row
+from aura.synthesis.no_speech import LEVEL_DB, clip_id
 from aura.synthesis.plan import Job, Style
-from aura.synthesis.render import render, write_audio
+from aura.synthesis.render import render
 from aura.synthesis.texts import Line
 
 # Without those that espeak-ng counts in English or not at all
@@ -73,7 +71,7 @@ def speak(out: Path, clips: int, seed: int) -> list[dict[str, Any]]:
             turn, place = divmod(number, len(LANGUAGES))
             rows.append(_clip(engine, LANGUAGES[place], out, (seed, number), telephone=(turn + place) % 2 == 1))
             advance(1, rows[-1]["seconds"])
-    replace_text(out / "manifest.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_manifest(out, rows)
     return rows
 
 
@@ -86,11 +84,8 @@ def _clip(engine: EspeakEngine, language: str, out: Path, key: tuple[int, int], 
     job = Job(id=id, line=Line(text=str(numeral)), engine=engine.name, voice=voice, lang=language)
     wave_N, _ = render(job, engine, STYLE)
     wave_N = narrowed(wave_N) if telephone else wave_N
-    audio = out / "audio" / f"{id}.flac"
-    if not audio.is_file():
-        write_audio(wave_N, audio.with_suffix(""), "flac")
     fields = {"source": str(numeral), "lang": language, "speaker": f"{engine.name}:{voice}"}
-    return clip_row(id, wave_N, audio.relative_to(out), "language", language, fields)
+    return kept_clip(out, id, wave_N, "language", language, fields)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def bopomofo(speaker: str, file: str, clips: int) -> Source:
 
 
 def spelt(language: str, clips: int) -> Source:
-    """Words of a program that teaches the alphabet, some of them spoken by machines."""
+    """Words of a program that teaches the alphabet, some of them probably spoken by machines."""
     below, speaker = f"/abcs/{language}/sounds/words/", f"qabcs {language}"
     return people("qabcs-data", language, clips, below, speaker=speaker, seconds=NAME_SECONDS)
 
@@ -278,8 +278,20 @@ def collect(
             for row in _clips(packages, source, out, seed, telephone):
                 rows.append(row)
                 advance(1, row["seconds"])
-    replace_text(out / "manifest.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_manifest(out, rows)
     return rows
+
+
+def write_manifest(out: Path, rows: list[dict[str, Any]]) -> None:
+    replace_text(out / "manifest.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def kept_clip(out: Path, id: str, wave_N: np.ndarray, kind: Kind, sound: str, fields: dict[str, str]) -> dict[str, Any]:
+    """A clip's row; its audio is written where it is not there yet."""
+    audio = out / "audio" / f"{id}.flac"
+    if not audio.is_file():
+        write_audio(wave_N, audio.with_suffix(""), "flac")
+    return clip_row(id, wave_N, audio.relative_to(out), kind, sound, fields)
 
 
 def _clips(packages: Path, source: Source, out: Path, seed: int, telephone: bool) -> Iterator[dict[str, Any]]:
@@ -300,13 +312,10 @@ def _clips(packages: Path, source: Source, out: Path, seed: int, telephone: bool
         if not np.any(wave_N):
             continue
         wave_N = narrowed(wave_N) if telephone else wave_N
-        audio = out / "audio" / f"{id}.flac"
-        if not audio.is_file():
-            write_audio(wave_N, audio.with_suffix(""), "flac")
         fields = {"source": f"{source.package}/{file.name}"}
         if source.kind == "language":
             fields |= {"lang": source.sound, "speaker": source.speaker or source.package}
-        yield clip_row(id, wave_N, audio.relative_to(out), source.kind, source.sound, fields)
+        yield kept_clip(out, id, wave_N, source.kind, source.sound, fields)
         left -= 1
     if left:
         raise DataError(f"{folder} holds {left} recordings too few below '{source.below}'; expected {source.clips}")

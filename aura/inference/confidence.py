@@ -85,7 +85,7 @@ def average_log_probs(
 ) -> list[float]:
     """Mean log-probability (nats, at most 0) of each answer's tokens.
 
-    That the turn ends there is not counted, as Whisper does in its `avg_logprob`: behind a lone word it is certain, and would
+    Unlike in Whisper's `avg_logprob`, that the turn ends there is not counted: behind a lone word it is certain, and would
     halve the doubt in the word. Of an answer without tokens it is all there is: the log-probability that the turn ends, by
     whichever token; 0 where that did not come either. `-inf` where the logits are not finite.
 

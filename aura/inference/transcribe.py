@@ -214,12 +214,13 @@ def _said(answer: Generation | None) -> str:
 
 
 def _heard(window: Window, answer: Generation | None, avg_logprob: float | None, least: float) -> _Heard:
-    is_unsure = avg_logprob is not None and sureness(_said(answer), avg_logprob) < least
+    text = _said(answer)
+    is_unsure = avg_logprob is not None and sureness(text, avg_logprob) < least
     return _Heard(
         start=window.start,
         end=window.end,
         overlaps=window.overlaps,
-        text="" if is_unsure else _said(answer),
+        text="" if is_unsure else text,
         finished=is_unsure or answer is None or answer.finished,
         avg_logprob=avg_logprob,
         is_unsure=is_unsure,
