@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 
 from aura.audio.waveform import SAMPLE_RATE, load_waveform, probe_seconds
 from aura.data.audiofolder import AUDIO_SUFFIXES
+from aura.data.augment import telephone_band
 from aura.errors import AudioError, AuraError, DataError
 from aura.evaluation.json_text import replace_text
 from aura.progress import audio_progress
@@ -35,7 +35,6 @@ WORD_SECONDS = (0.5, 1.5)  # of single words: a telephone's numerals, things in 
 NAME_SECONDS = (0.4, 2.0)  # of what a picture is called
 SHOUT_SECONDS = (0.4, 2.6)
 SYLLABLE_SECONDS = (0.25, 2.6)  # some are recorded with a second of silence
-TELEPHONE_RATE = 8000
 CRIES = ("tux-huh.", "tux-wow.")  # of ktuberling-data: no word of any language decides what a bound is
 GRUNTS = ("/Firepunch", "/Jump", "/Laugh", "/Nooo", "/Oo", "/Ow", "/Poison", "/Uh-oh", "/Kamikaze")  # of hedgewars-data
 SUFFIXES = (*AUDIO_SUFFIXES, ".gsm")  # as telephones keep them
@@ -233,6 +232,10 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "valid-voices": (spelt("pl", 150), spelt("uk", 135), hedgehogs("pl", 24)),
     # Not looked at before the thirteenth stage's adapter was chosen
     "test-voices": (spelt("ru", 145), hedgehogs("es", 22), hedgehogs("ru", 24), builders("it", 30)),
+    # Not looked at before the fourteenth stage's adapter was chosen
+    "test-pieces": (
+        people("festvox-ru", "ru", 220, "/wav/", speaker="festvox NSH", seconds=WORD_SECONDS, pieces=True),
+    ),
 }
 
 
@@ -311,7 +314,7 @@ def _clips(packages: Path, source: Source, out: Path, seed: int, telephone: bool
             continue  # one of a thousand that is cut short
         if not np.any(wave_N):
             continue
-        wave_N = narrowed(wave_N) if telephone else wave_N
+        wave_N = telephone_band(wave_N) if telephone else wave_N
         fields = {"source": f"{source.package}/{file.name}"}
         if source.kind == "language":
             fields |= {"lang": source.sound, "speaker": source.speaker or source.package}
@@ -319,12 +322,6 @@ def _clips(packages: Path, source: Source, out: Path, seed: int, telephone: bool
         left -= 1
     if left:
         raise DataError(f"{folder} holds {left} recordings too few below '{source.below}'; expected {source.clips}")
-
-
-def narrowed(wave_N: np.ndarray) -> np.ndarray:
-    """As a telephone carries it: (N,) at 16 kHz with nothing above 4 kHz."""
-    narrow_N = soxr.resample(wave_N, SAMPLE_RATE, TELEPHONE_RATE, quality="HQ")
-    return soxr.resample(narrow_N, TELEPHONE_RATE, SAMPLE_RATE, quality="HQ")
 
 
 Stretch = tuple[Path, float, float]  # a file, the first second heard of it, how many

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,29 @@ def test_one_clip_does_not_move_the_draws_of_the_next() -> None:
         augment.spec_augment(np.zeros((80, int(100 * seconds)), np.float32), generator)
         after.append(generator.random())
     assert after[0] == after[1]
+
+
+def test_a_telephone_carries_nothing_above_4_khz() -> None:
+    wave = rng(5).standard_normal(16_000).astype(np.float32)
+    augment = Augment(AugmentConfig(telephone_probability=0.5))
+    generator = rng(6)
+    heard = [augment(wave, generator) for _ in range(400)]
+    narrow = [not np.array_equal(clip, wave) for clip in heard]
+    assert 150 < sum(narrow) < 250  # 200 +- 5 standard deviations of 10
+    power_F = np.abs(np.fft.rfft(heard[narrow.index(True)])) ** 2
+    assert power_F[4200:].sum() < 1e-4 * power_F.sum() < power_F[3000:3800].sum()
+    assert all(clip.shape == wave.shape and clip.dtype == np.float32 for clip in heard)
+
+
+def test_what_is_not_asked_for_draws_nothing() -> None:
+    """Older recipes hear what they heard before there were telephones."""
+    wave, config = sine(), AugmentConfig.light()
+    generators = rng(7), rng(7)
+    same = [
+        Augment(replace(config, telephone_probability=p))(wave, g) for p, g in zip((0.0, 1e-9), generators, strict=True)
+    ]
+    assert np.array_equal(*same)
+    assert generators[0].random() != generators[1].random()  # the second drew once more
 
 
 @pytest.mark.parametrize("snr_db", [-5.0, 0.0, 20.0])

@@ -1,4 +1,4 @@
-"""Augmentation on the fly: gain, additive noise at a sampled SNR, speed perturbation, SpecAugment.
+"""Augmentation on the fly: gain, additive noise at a sampled SNR, speed perturbation, a telephone's band, SpecAugment.
 
 Waveform in, waveform out, NumPy only, and a function of the generator alone: the same `rng` state gives the
 same result on every machine and with every number of workers.
@@ -14,6 +14,8 @@ import numpy as np
 
 from aura.audio.waveform import SAMPLE_RATE, load_waveform
 from aura.errors import RecipeError
+
+TELEPHONE_RATE = 8000
 
 MelMT = TypeVar("MelMT")  # (mels, frames), NumPy array or torch tensor
 
@@ -49,6 +51,10 @@ class AugmentConfig:
     white_noise: float = 0.3
     """Share of white noise among noisy clips; the rest comes from `noise_files` (all is white without any).
     Our choice."""
+
+    telephone_probability: float = 0.0
+    """Share of the clips that are sampled at 8 kHz in between, their noise too: nothing above 4 kHz is left. Where what is to
+    be told apart was recorded in different bands, the band alone tells. Our choice where telephones are heard: 0.3."""
 
     speed_probability: float = 0.0
     """Share of the clips whose speed changes. Our choice: 0.7 (Kaldi changes two copies of three)."""
@@ -106,7 +112,8 @@ class AugmentConfig:
 
     def _number_problems(self) -> list[str]:
         problems = []
-        for field in ("noise_probability", "white_noise", "speed_probability", "time_mask_share"):
+        shares = ("noise_probability", "white_noise", "telephone_probability", "speed_probability", "time_mask_share")
+        for field in shares:
             if not 0.0 <= getattr(self, field) <= 1.0:
                 problems.append(f"{field}={getattr(self, field)!r}, expected 0 to 1")
         for field in ("time_masks", "time_mask_frames", "freq_masks", "freq_mask_bins"):
@@ -127,7 +134,7 @@ class Augment:
         self._noises = tuple(load_noise(path) for path in config.noise_files)
 
     def __call__(self, wave_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Speed, then noise, level and gain, then silence: the noise is not sped up, and the gain moves both.
+        """Speed, noise, the telephone's band, level and gain, silence: the noise is not sped up, and the gain moves both.
 
         Args:
             wave_N: mono float32 at 16 kHz; never written to.
@@ -144,11 +151,14 @@ class Augment:
         noise_rng = np.random.default_rng(rng.integers(2**63))
         # Drawn only where it is asked for, so that the losses of older recipes stay what they were.
         pauses = rng.uniform(*config.silence, 2) if config.silence[1] > 0.0 else (0.0, 0.0)
+        by_telephone = config.telephone_probability > 0.0 and rng.random() < config.telephone_probability
         before, behind = (round(SAMPLE_RATE * seconds) for seconds in pauses)
         if change_speed < config.speed_probability:
             wave_N = change_tempo_and_pitch(wave_N, factor)
         if add_noise < config.noise_probability:
             wave_N = mix_at_snr(wave_N, self._noise(len(wave_N), noise_rng), snr_db)
+        if by_telephone:
+            wave_N = telephone_band(wave_N)
         if config.level_db is not None and (power := _power(wave_N)) > 0.0:
             lowest, highest = config.level_db
             gain_db += lowest + level_draw * (highest - lowest) - 10.0 * float(np.log10(power))
@@ -194,6 +204,14 @@ def change_tempo_and_pitch(wave_N: np.ndarray, factor: float) -> np.ndarray:
 
     # At a ratio like this the qualities cost the same (1 ms for 10 s of audio), so take the best.
     return soxr.resample(wave_N, SAMPLE_RATE * factor, SAMPLE_RATE, quality="HQ")
+
+
+def telephone_band(wave_N: np.ndarray) -> np.ndarray:
+    """As a telephone carries it: (N,) at 16 kHz with nothing above 4 kHz."""
+    import soxr
+
+    narrow_N = soxr.resample(wave_N, SAMPLE_RATE, TELEPHONE_RATE, quality="HQ")
+    return soxr.resample(narrow_N, TELEPHONE_RATE, SAMPLE_RATE, quality="HQ")
 
 
 def mix_at_snr(wave_N: np.ndarray, noise_N: np.ndarray, snr_db: float) -> np.ndarray:
