@@ -91,8 +91,10 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split valid-voices --telephone --out $(DATA)/no_speech_telephone_voices_valid
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-voices --out $(DATA)/no_speech_people_voices
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-voices --telephone --out $(DATA)/no_speech_telephone_voices
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-pieces --out $(DATA)/no_speech_people_pieces
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-pieces --telephone --out $(DATA)/no_speech_telephone_pieces
 	$(BIN)/python hear/numerals.py --out $(DATA)/no_speech_numerals --clips 1650
-	$(BIN)/python hear/numerals.py --out $(DATA)/no_speech_kokoro --clips 1000 --words 0.6 --kokoro-voices $(KOKORO) --mixes 60
+	$(BIN)/python hear/numerals.py --out $(DATA)/no_speech_kokoro --clips 800 --words 0.6 --kokoro-voices $(KOKORO) --mixes 60
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
 	$(SPEAK) $(DATA)/questions_train.txt.jsonl --out $(DATA)/questions_train --engine flite espeak-ng \

@@ -120,6 +120,14 @@ MEASURES = (
         peer_name="Whisper base",
     ),
     Measure(
+        name="digits-written",
+        title="The same written down, as sure as the bound asks",
+        manifest="digits_valid.jsonl",
+        task="transcribe",
+        metric="exact_match",
+        tokens=10,
+    ),
+    Measure(
         name="questions",
         title="Spoken questions, two new voices",
         manifest="questions_test.jsonl",
@@ -189,6 +197,12 @@ MEASURES = (
         manifest="no_speech_people_voices.jsonl",
     ),
     *with_and_without_bound("telephone-voices", "The same by telephone", manifest="no_speech_telephone_voices.jsonl"),
+    *with_and_without_bound(
+        "pieces",
+        "Pieces of Russian sentences as short as words: false transcripts",
+        manifest="no_speech_people_pieces.jsonl",
+    ),
+    *with_and_without_bound("telephone-pieces", "The same by telephone", manifest="no_speech_telephone_pieces.jsonl"),
     false_transcripts(
         "accents",
         "Languages of the test, by voices that English was learnt from: false transcripts",

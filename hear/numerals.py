@@ -1,7 +1,7 @@
 """Numerals and words of other languages by machines, every other one as a telephone carries it -> OUT/audio/, OUT/manifest.jsonl.
 
     python hear/numerals.py --out runs/hear/data/no_speech_numerals --clips 1650
-    python hear/numerals.py --out runs/hear/data/no_speech_kokoro --clips 1200 --words 0.6 --kokoro-voices FOLDER --mixes 60
+    python hear/numerals.py --out runs/hear/data/no_speech_kokoro --clips 800 --words 0.6 --kokoro-voices FOLDER --mixes 60
 
 For training alone: digits are what a foreign word is mistaken for. The languages are those that training hears already
 (`aura.synthesis.foreign`) and more that no test hears, so neither Spanish, Italian nor Russian. espeak-ng speaks, or voices of
@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recorded import kept_clip, write_manifest  # beside this file
+from recorded import clip_file, kept_clip, write_manifest  # beside this file
 
+from aura.audio.waveform import load_waveform
 from aura.data.augment import telephone_band
 from aura.errors import AuraError
 from aura.progress import audio_progress
@@ -49,6 +50,8 @@ WORD_LANGUAGES = (
 SHORTEST_WORD = 3  # letters
 # What is said as in English: no digit or coffee is to be unlearnt
 AS_IN_ENGLISH = ("nein", "caf", "kaf", "kof", "lat", "mok", "milk", "kapu", "espres")
+# Tens of Luxembourgish that its espeak-ng has no phonemes for
+KOKORO_SILENT = frozenset(("lb", str(tens)) for tens in range(40, 100, 10))
 VERSION = 1
 STYLE = Style(pitch=(0.85, 1.15), level_db=LEVEL_DB, format="flac")
 
@@ -80,10 +83,15 @@ def main() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Speakers:
-    """An engine and who speaks with it, of any language."""
+    """An engine and who speaks with it, of any language.
+
+    Args:
+        silent: (language, numeral) that the engine says nothing for.
+    """
 
     engine: Engine
     names: Sequence[str]
+    silent: Collection[tuple[str, str]] = ()
 
     def voice(self, name: str, language: str) -> str:
         """The name for the engine, of one of them who speaks that language."""
@@ -109,7 +117,7 @@ def kokoro(voices: str, mixes: int) -> Speakers:
     """
     engine = open_engine("kokoro", EngineOptions(kokoro_voices=voices))
     cast = Cast(engines={engine.name: engine}, mixes=mixes)
-    return Speakers(engine=engine, names=[voice.name for _, voice in cast.voices])
+    return Speakers(engine=engine, names=[voice.name for _, voice in cast.voices], silent=KOKORO_SILENT)
 
 
 def speak(
@@ -144,6 +152,10 @@ def single_words(language: str) -> list[str]:
     )
 
 
+def _numeral(rng: np.random.Generator) -> str:
+    return str(int(rng.integers(11)) if rng.random() < SMALL else int(rng.integers(11, LARGEST + 1)))
+
+
 def _clip(speakers: Speakers, out: Path, key: tuple[int, int], words: float) -> dict[str, Any]:
     """The id decides what is said, by whom, how fast and how loud."""
     # Words and numerals are counted each by themselves, so that the languages of both come in turn.
@@ -155,14 +167,17 @@ def _clip(speakers: Speakers, out: Path, key: tuple[int, int], words: float) -> 
     language, telephone = languages[place], (turn + place) % 2 == 1
     id = clip_id("numerals", VERSION, *key, language, telephone, speakers.engine.version)
     rng = np.random.default_rng(int(id, 16))
-    if is_word:
-        text = str(rng.choice(single_words(language)))
-    else:
-        text = str(int(rng.integers(11)) if rng.random() < SMALL else int(rng.integers(11, LARGEST + 1)))
+    text = _numeral(rng) if not is_word else str(rng.choice(single_words(language)))
+    while (language, text) in speakers.silent:
+        text = _numeral(rng)
     voice = speakers.voice(str(rng.choice(speakers.names)), language)
-    job = Job(id=id, line=Line(text=text), engine=speakers.engine.name, voice=voice, lang=language)
-    wave_N, _ = render(job, speakers.engine, STYLE)
-    wave_N = telephone_band(wave_N) if telephone else wave_N
+    kept = clip_file(out, id)
+    if kept.is_file():
+        wave_N = load_waveform(kept)
+    else:
+        job = Job(id=id, line=Line(text=text), engine=speakers.engine.name, voice=voice, lang=language)
+        wave_N, _ = render(job, speakers.engine, STYLE)
+        wave_N = telephone_band(wave_N) if telephone else wave_N
     fields = {"source": text, "lang": language, "speaker": f"{speakers.engine.name}:{voice}"}
     return kept_clip(out, id, wave_N, "language", language, fields)
 

@@ -289,9 +289,13 @@ def write_manifest(out: Path, rows: list[dict[str, Any]]) -> None:
     replace_text(out / "manifest.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def clip_file(out: Path, id: str) -> Path:
+    return out / "audio" / f"{id}.flac"
+
+
 def kept_clip(out: Path, id: str, wave_N: np.ndarray, kind: Kind, sound: str, fields: dict[str, str]) -> dict[str, Any]:
     """A clip's row; its audio is written where it is not there yet."""
-    audio = out / "audio" / f"{id}.flac"
+    audio = clip_file(out, id)
     if not audio.is_file():
         write_audio(wave_N, audio.with_suffix(""), "flac")
     return clip_row(id, wave_N, audio.relative_to(out), kind, sound, fields)
