@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from recorded import clip_file, kept_clip, write_manifest  # beside this file
 
+from aura.audio.resample import telephone_band
 from aura.audio.waveform import load_waveform
-from aura.data.augment import telephone_band
 from aura.errors import AuraError
 from aura.progress import audio_progress
 from aura.synthesis.commands import EspeakEngine

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from aura.audio.resample import telephone_band
 from aura.audio.waveform import SAMPLE_RATE, load_waveform, probe_seconds
 from aura.data.audiofolder import AUDIO_SUFFIXES
-from aura.data.augment import telephone_band
 from aura.errors import AudioError, AuraError, DataError
 from aura.evaluation.json_text import replace_text
 from aura.progress import audio_progress

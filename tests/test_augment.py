@@ -10,8 +10,9 @@ import pytest
 import soundfile
 import torch
 
+from aura.audio.resample import change_tempo_and_pitch
 from aura.audio.waveform import SAMPLE_RATE
-from aura.data.augment import Augment, AugmentConfig, change_tempo_and_pitch, mix_at_snr
+from aura.data.augment import Augment, AugmentConfig, mix_at_snr
 from aura.errors import AudioError, RecipeError
 
 

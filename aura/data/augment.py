@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from aura.audio.resample import change_tempo_and_pitch, telephone_band
 from aura.audio.waveform import SAMPLE_RATE, load_waveform
 from aura.errors import RecipeError
-
-TELEPHONE_RATE = 8000
 
 MelMT = TypeVar("MelMT")  # (mels, frames), NumPy array or torch tensor
 
@@ -196,22 +195,6 @@ class Augment:
         if not self._noises or rng.random() < self.config.white_noise:
             return rng.standard_normal(samples, dtype=np.float32)
         return noise_stretch(self._noises[rng.integers(len(self._noises))], samples, rng)
-
-
-def change_tempo_and_pitch(wave_N: np.ndarray, factor: float) -> np.ndarray:
-    """Play `factor` times as fast: `n / factor` samples, every frequency times `factor`."""
-    import soxr
-
-    # At a ratio like this the qualities cost the same (1 ms for 10 s of audio), so take the best.
-    return soxr.resample(wave_N, SAMPLE_RATE * factor, SAMPLE_RATE, quality="HQ")
-
-
-def telephone_band(wave_N: np.ndarray) -> np.ndarray:
-    """As a telephone carries it: (N,) at 16 kHz with nothing above 4 kHz."""
-    import soxr
-
-    narrow_N = soxr.resample(wave_N, SAMPLE_RATE, TELEPHONE_RATE, quality="HQ")
-    return soxr.resample(narrow_N, TELEPHONE_RATE, SAMPLE_RATE, quality="HQ")
 
 
 def mix_at_snr(wave_N: np.ndarray, noise_N: np.ndarray, snr_db: float) -> np.ndarray:

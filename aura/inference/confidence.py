@@ -1,4 +1,4 @@
-"""How sure a model is of what it wrote: a pass over prompts and answers behind the decoding, two where the audio is short.
+"""How sure a model is of what it wrote: a pass over prompts and answers behind the decoding, four where the audio is short.
 
 Greedy decoding by way of `ScreenedArgmax` never sees a probability, and most callers ask for none.
 """
@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from aura.audio.resample import change_tempo_and_pitch
 from aura.audio.waveform import SAMPLE_RATE
 from aura.batch.collate import Example, collate
 from aura.inference.generate import Generation, end_tokens, plan_batches, prompt_length
@@ -20,8 +21,9 @@ from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 
 # Our choice (dev/LOG.md): of words in other languages that are taken for English, the hearing adapter is seldom as sure with a
-# pause around them; of English ones it mostly is.
-HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard a second time
+# pause around them, or when they are played faster or slower; of English ones it mostly is.
+HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard again, at each of these speeds
+SPEEDS = (1.0, 1.12, 0.89)
 PAUSE = 0.3  # seconds of silence before and behind it then
 # Our choice too: a word of another language that sounds like one of ours is by itself, and nothing beside it gives it away.
 LONE_WORD = 2.0  # how many times the doubt in a word counts that is the whole answer
@@ -45,9 +47,10 @@ def confidence(
     *,
     batch_tokens: int = 2048,
 ) -> list[float]:
-    """How sure the model is of each answer: `average_log_probs`, of short audio the lower of two hearings.
+    """How sure the model is of each answer: `average_log_probs`, of short audio the lowest of four hearings.
 
-    The second one has `PAUSE` seconds of silence on either side; audio of `HEARD_AGAIN` seconds or more is heard once.
+    Once as it is, and at each of `SPEEDS` with `PAUSE` seconds of silence on either side; audio of `HEARD_AGAIN` seconds or
+    more is heard once.
 
     Args:
         examples, generations, batch_tokens: see `average_log_probs`.
@@ -57,21 +60,24 @@ def confidence(
     """
     found = average_log_probs(model, processor, examples, generations, batch_tokens=batch_tokens)
     again = [i for i, example in enumerate(examples) if _is_short(example, model.config.max_seconds)]
-    paused = [_paused(examples[i]) for i in again]
-    second = average_log_probs(model, processor, paused, [generations[i] for i in again], batch_tokens=batch_tokens)
-    for index, value in zip(again, second, strict=True):
-        found[index] = min(found[index], value)
+    answered = [generations[i] for i in again]
+    for speed in SPEEDS:
+        otherwise = [_paused(examples[i], speed) for i in again]
+        heard = average_log_probs(model, processor, otherwise, answered, batch_tokens=batch_tokens)
+        for index, value in zip(again, heard, strict=True):
+            found[index] = min(found[index], value)
     return found
 
 
 def _is_short(example: Example, max_seconds: float) -> bool:
     seconds = [len(wave_N) / SAMPLE_RATE for wave_N in example.waveforms]
-    return bool(seconds) and sum(seconds) < HEARD_AGAIN and max(seconds) + 2 * PAUSE <= max_seconds
+    return bool(seconds) and sum(seconds) < HEARD_AGAIN and max(seconds) / min(SPEEDS) + 2 * PAUSE <= max_seconds
 
 
-def _paused(example: Example) -> Example:
+def _paused(example: Example, speed: float) -> Example:
     pause = round(PAUSE * SAMPLE_RATE)
-    return replace(example, waveforms=[np.pad(wave_N, pause) for wave_N in example.waveforms])
+    waves = [wave_N if speed == 1.0 else change_tempo_and_pitch(wave_N, speed) for wave_N in example.waveforms]
+    return replace(example, waveforms=[np.pad(wave_N, pause) for wave_N in waves])
 
 
 @torch.no_grad()

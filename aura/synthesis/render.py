@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from aura.audio.resample import change_tempo_and_pitch
 from aura.audio.waveform import MIN_SECONDS, SAMPLE_RATE
-from aura.data.augment import Augment, change_tempo_and_pitch
+from aura.data.augment import Augment
 from aura.data.converters import write_whole
 from aura.errors import AuraError
 from aura.synthesis.engine import Engine
