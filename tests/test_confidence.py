@@ -15,7 +15,7 @@ import soundfile
 import tiny
 import torch
 
-from aura.audio.resample import change_tempo_and_pitch
+from aura.audio.resample import change_tempo_and_pitch, telephone_band
 from aura.batch.collate import Example, collate
 from aura.batch.prompt import user_message
 from aura.cli import main
@@ -24,7 +24,7 @@ from aura.errors import CheckpointError, RecipeError
 from aura.evaluation.evaluate import evaluate
 from aura.evaluation.routes import answering
 from aura.evaluation.routes.answering import Answerer
-from aura.inference.confidence import HEARD_AGAIN, LONE_WORD, PAUSE, SPEEDS, average_log_probs, confidence, sureness
+from aura.inference.confidence import HEARD_AGAIN, HEARINGS, LONE_WORD, PAUSE, average_log_probs, confidence, sureness
 from aura.inference.engine import Engine
 from aura.inference.generate import Generation, end_tokens
 from aura.inference.transcribe import Transcript
@@ -117,7 +117,7 @@ def test_that_a_lone_word_ends_there_does_not_halve_the_doubt_in_it() -> None:
 
 
 def test_short_audio_is_heard_again_and_the_lowest_counts() -> None:
-    """With silence around it, and so played faster and slower; long audio, and what would then be too long for the model, once."""
+    """With a pause, and so faster, slower and by telephone; long audio, and what would become too long for the model, once."""
     model, processor = tiny.tiny_student("llama")
     tiny.train_adapter(model, scale=0.4)
     message = user_message("Say it.")
@@ -127,16 +127,16 @@ def test_short_audio_is_heard_again_and_the_lowest_counts() -> None:
     asked = [Example(id=str(s), messages=[message], waveforms=[wave]) for s, wave in zip(seconds, waves, strict=True)]
     answered = [Generation(text="", token_ids=(29, 30 + n), finished=True) for n in range(len(asked))]
     hearings = [average_log_probs(model, processor, asked, answered)]
-    assert SPEEDS[0] == 1.0 and min(SPEEDS) < 1.0 < max(SPEEDS)
-    for speed in SPEEDS:
-        played = [wave if speed == 1.0 else change_tempo_and_pitch(wave, speed) for wave in waves]
+    faster, slower = ([change_tempo_and_pitch(wave, speed) for wave in waves] for speed in (1.12, 0.89))
+    for played in (waves, faster, slower, [telephone_band(wave) for wave in waves]):
         paused = [
             replace(e, waveforms=[np.concatenate([silence, wave, silence])])
             for e, wave in zip(asked, played, strict=True)
         ]
         hearings.append(average_log_probs(model, processor, paused, answered))
+    assert len(hearings) == 1 + len(HEARINGS)
     expected = [min(heard) for heard in zip(*hearings, strict=True)][:3] + hearings[0][3:]
-    assert len({min(range(4), key=lambda n, i=i: hearings[n][i]) for i in range(3)}) > 1  # not always the same hearing
+    assert len({min(range(5), key=lambda n, i=i: hearings[n][i]) for i in range(3)}) > 1  # not always the same hearing
     for batch_tokens in (1, 4096):
         found = confidence(model, processor, asked, answered, batch_tokens=batch_tokens)
         assert found == pytest.approx(expected, abs=1e-4)

@@ -1,4 +1,4 @@
-"""How sure a model is of what it wrote: a pass over prompts and answers behind the decoding, four where the audio is short.
+"""How sure a model is of what it wrote: a pass over prompts and answers behind the decoding, five where the audio is short.
 
 Greedy decoding by way of `ScreenedArgmax` never sees a probability, and most callers ask for none.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from aura.audio.resample import change_tempo_and_pitch
+from aura.audio.resample import change_tempo_and_pitch, telephone_band
 from aura.audio.waveform import SAMPLE_RATE
 from aura.batch.collate import Example, collate
 from aura.inference.generate import Generation, end_tokens, plan_batches, prompt_length
@@ -21,10 +21,16 @@ from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 
 # Our choice (dev/LOG.md): of words in other languages that are taken for English, the hearing adapter is seldom as sure with a
-# pause around them, or when they are played faster or slower; of English ones it mostly is.
-HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard again, at each of these speeds
-SPEEDS = (1.0, 1.12, 0.89)
+# pause around them, played faster or slower, and by telephone; of English ones it mostly is.
+HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard again in each of these ways
 PAUSE = 0.3  # seconds of silence before and behind it then
+FASTER, SLOWER = 1.12, 0.89
+HEARINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "paused": lambda wave_N: wave_N,
+    "faster": lambda wave_N: change_tempo_and_pitch(wave_N, FASTER),
+    "slower": lambda wave_N: change_tempo_and_pitch(wave_N, SLOWER),
+    "by telephone": telephone_band,
+}
 # Our choice too: a word of another language that sounds like one of ours is by itself, and nothing beside it gives it away.
 LONE_WORD = 2.0  # how many times the doubt in a word counts that is the whole answer
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Chinese
@@ -47,10 +53,10 @@ def confidence(
     *,
     batch_tokens: int = 2048,
 ) -> list[float]:
-    """How sure the model is of each answer: `average_log_probs`, of short audio the lowest of four hearings.
+    """How sure the model is of each answer: `average_log_probs`, of short audio the lowest of five hearings.
 
-    Once as it is, and at each of `SPEEDS` with `PAUSE` seconds of silence on either side; audio of `HEARD_AGAIN` seconds or
-    more is heard once.
+    Once as it is, and in each way of `HEARINGS` with `PAUSE` seconds of silence on either side; audio of `HEARD_AGAIN` seconds
+    or more is heard once.
 
     Args:
         examples, generations, batch_tokens: see `average_log_probs`.
@@ -61,8 +67,8 @@ def confidence(
     found = average_log_probs(model, processor, examples, generations, batch_tokens=batch_tokens)
     again = [i for i, example in enumerate(examples) if _is_short(example, model.config.max_seconds)]
     answered = [generations[i] for i in again]
-    for speed in SPEEDS:
-        otherwise = [_paused(examples[i], speed) for i in again]
+    for way in HEARINGS.values():
+        otherwise = [_paused(examples[i], way) for i in again]
         heard = average_log_probs(model, processor, otherwise, answered, batch_tokens=batch_tokens)
         for index, value in zip(again, heard, strict=True):
             found[index] = min(found[index], value)
@@ -71,13 +77,12 @@ def confidence(
 
 def _is_short(example: Example, max_seconds: float) -> bool:
     seconds = [len(wave_N) / SAMPLE_RATE for wave_N in example.waveforms]
-    return bool(seconds) and sum(seconds) < HEARD_AGAIN and max(seconds) / min(SPEEDS) + 2 * PAUSE <= max_seconds
+    return bool(seconds) and sum(seconds) < HEARD_AGAIN and max(seconds) / SLOWER + 2 * PAUSE <= max_seconds
 
 
-def _paused(example: Example, speed: float) -> Example:
+def _paused(example: Example, way: Callable[[np.ndarray], np.ndarray]) -> Example:
     pause = round(PAUSE * SAMPLE_RATE)
-    waves = [wave_N if speed == 1.0 else change_tempo_and_pitch(wave_N, speed) for wave_N in example.waveforms]
-    return replace(example, waveforms=[np.pad(wave_N, pause) for wave_N in waves])
+    return replace(example, waveforms=[np.pad(way(wave_N), pause) for wave_N in example.waveforms])
 
 
 @torch.no_grad()

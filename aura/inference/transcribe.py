@@ -12,7 +12,7 @@ from aura.batch.collate import Example
 from aura.batch.prompt import user_message
 from aura.data.utterance import NO_SPEECH_ANSWER
 from aura.errors import AuraError, RecipeError
-from aura.inference.confidence import HEARD_AGAIN, LONE_WORD, SPEEDS, sureness
+from aura.inference.confidence import HEARD_AGAIN, HEARINGS, LONE_WORD, sureness
 from aura.inference.generate import Generation
 from aura.inference.messages import rereadable
 from aura.inference.stitch import drop_overlap
@@ -127,7 +127,7 @@ def transcribe_each(
         batch_tokens: see `generate_texts`.
         min_avg_logprob: what a window's text must reach in the mean log-probability of its tokens, or nothing counts as
             said there; None for the checkpoint's own bound, if it has one and the prompt is its own, `-inf` for none.
-            A short window is heard four times, and the lowest mean counts: see `confidence`. A lone word's counts twice: see
+            A short window is heard five times, and the lowest mean counts: see `confidence`. A lone word's counts twice: see
             `sureness`.
         scores: segments carry that mean, also without a bound.
         progress: called with the seconds of audio that were done.
@@ -196,7 +196,7 @@ def bound_settings(least: float) -> dict[str, Any]:
     """What a report says of the bound: nothing where there is none."""
     if least == -math.inf:
         return {}
-    again = {"heard_again_below": HEARD_AGAIN, "heard_again_at_speeds": list(SPEEDS)}
+    again = {"heard_again_below": HEARD_AGAIN, "heard_again": list(HEARINGS)}
     return {"min_avg_logprob": least, **again, "doubt_in_a_lone_word": LONE_WORD}
 
 
