@@ -117,7 +117,7 @@ def test_that_a_lone_word_ends_there_does_not_halve_the_doubt_in_it() -> None:
 
 
 def test_short_audio_is_heard_again_and_the_lowest_counts() -> None:
-    """With a pause, and so faster, slower and by telephone; long audio, and what would become too long for the model, once."""
+    """With a pause, and so faster and by telephone; long audio, and what would become too long for the model, once."""
     model, processor = tiny.tiny_student("llama")
     tiny.train_adapter(model, scale=0.4)
     message = user_message("Say it.")
@@ -127,8 +127,8 @@ def test_short_audio_is_heard_again_and_the_lowest_counts() -> None:
     asked = [Example(id=str(s), messages=[message], waveforms=[wave]) for s, wave in zip(seconds, waves, strict=True)]
     answered = [Generation(text="", token_ids=(29, 30 + n), finished=True) for n in range(len(asked))]
     hearings = [average_log_probs(model, processor, asked, answered)]
-    faster, slower = ([change_tempo_and_pitch(wave, speed) for wave in waves] for speed in (1.12, 0.89))
-    for played in (waves, faster, slower, [telephone_band(wave) for wave in waves]):
+    faster = [change_tempo_and_pitch(wave, 1.12) for wave in waves]
+    for played in (waves, faster, [telephone_band(wave) for wave in waves]):
         paused = [
             replace(e, waveforms=[np.concatenate([silence, wave, silence])])
             for e, wave in zip(asked, played, strict=True)
@@ -136,11 +136,11 @@ def test_short_audio_is_heard_again_and_the_lowest_counts() -> None:
         hearings.append(average_log_probs(model, processor, paused, answered))
     assert len(hearings) == 1 + len(HEARINGS)
     expected = [min(heard) for heard in zip(*hearings, strict=True)][:3] + hearings[0][3:]
-    assert len({min(range(5), key=lambda n, i=i: hearings[n][i]) for i in range(3)}) > 1  # not always the same hearing
+    assert len({min(range(4), key=lambda n, i=i: hearings[n][i]) for i in range(3)}) > 1  # not always the same hearing
     for batch_tokens in (1, 4096):
         found = confidence(model, processor, asked, answered, batch_tokens=batch_tokens)
         assert found == pytest.approx(expected, abs=1e-4)
-    model.config.max_seconds = HEARD_AGAIN + 0.4  # the third fits with a pause, but not slower
+    model.config.max_seconds = HEARD_AGAIN  # the third fits, but not with a pause
     found = confidence(model, processor, asked[:3], answered[:3])
     assert found == pytest.approx([*expected[:2], hearings[0][2]], abs=1e-4)
     text = [Example(id="t", messages=[user_message("Say it.", 0)], waveforms=[])]

@@ -1,4 +1,4 @@
-"""How sure a model is of what it wrote: a pass over prompts and answers behind the decoding, five where the audio is short.
+"""How sure a model is of what it wrote: a pass over prompts and answers behind the decoding, four where the audio is short.
 
 Greedy decoding by way of `ScreenedArgmax` never sees a probability, and most callers ask for none.
 """
@@ -21,14 +21,13 @@ from aura.student.model import AuraForConditionalGeneration
 from aura.student.processor import AuraProcessor
 
 # Our choice (dev/LOG.md): of words in other languages that are taken for English, the hearing adapter is seldom as sure with a
-# pause around them, played faster or slower, and by telephone; of English ones it mostly is.
+# pause around them, played faster, and by telephone; of English ones it mostly is. Played slower, it is unsure of both.
 HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard again in each of these ways
 PAUSE = 0.3  # seconds of silence before and behind it then
-FASTER, SLOWER = 1.12, 0.89
+FASTER = 1.12
 HEARINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "paused": lambda wave_N: wave_N,
     "faster": lambda wave_N: change_tempo_and_pitch(wave_N, FASTER),
-    "slower": lambda wave_N: change_tempo_and_pitch(wave_N, SLOWER),
     "by telephone": telephone_band,
 }
 # Our choice too: a word of another language that sounds like one of ours is by itself, and nothing beside it gives it away.
@@ -53,7 +52,7 @@ def confidence(
     *,
     batch_tokens: int = 2048,
 ) -> list[float]:
-    """How sure the model is of each answer: `average_log_probs`, of short audio the lowest of five hearings.
+    """How sure the model is of each answer: `average_log_probs`, of short audio the lowest of four hearings.
 
     Once as it is, and in each way of `HEARINGS` with `PAUSE` seconds of silence on either side; audio of `HEARD_AGAIN` seconds
     or more is heard once.
@@ -77,7 +76,7 @@ def confidence(
 
 def _is_short(example: Example, max_seconds: float) -> bool:
     seconds = [len(wave_N) / SAMPLE_RATE for wave_N in example.waveforms]
-    return bool(seconds) and sum(seconds) < HEARD_AGAIN and max(seconds) / SLOWER + 2 * PAUSE <= max_seconds
+    return bool(seconds) and sum(seconds) < HEARD_AGAIN and max(seconds) + 2 * PAUSE <= max_seconds
 
 
 def _paused(example: Example, way: Callable[[np.ndarray], np.ndarray]) -> Example:

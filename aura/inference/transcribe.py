@@ -127,7 +127,7 @@ def transcribe_each(
         batch_tokens: see `generate_texts`.
         min_avg_logprob: what a window's text must reach in the mean log-probability of its tokens, or nothing counts as
             said there; None for the checkpoint's own bound, if it has one and the prompt is its own, `-inf` for none.
-            A short window is heard five times, and the lowest mean counts: see `confidence`. A lone word's counts twice: see
+            A short window is heard four times, and the lowest mean counts: see `confidence`. A lone word's counts twice: see
             `sureness`.
         scores: segments carry that mean, also without a bound.
         progress: called with the seconds of audio that were done.
