@@ -35,7 +35,6 @@ MEAN_PEOPLE := runs/hear/mean-people
 MEAN_SHORT := runs/hear/mean-short
 MEAN_NAMES := runs/hear/mean-names
 MEAN_TELEPHONE := runs/hear/mean-telephone
-MEAN_VOICES := runs/hear/mean-voices
 # Debian packages with recordings of people who speak another language, and of music: fetched where they are not there yet
 PEOPLE ?= runs/hear/packages
 SPEAK := $(BIN)/aura data synthesize
@@ -61,10 +60,6 @@ hear: asked-to-hear people $(VENV)/installed
 	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_piper --engine piper --count 400 --seed 3
 	$(SPEAK) $(SPEECH)/barista_grammar.yaml --out $(DATA)/orders_kokoro --engine kokoro --kokoro-voices $(KOKORO) \
 	  --count 200 --seed 4
-	$(SPEAK) $(DATA)/digits.txt --out $(DATA)/digits_kokoro --engine kokoro --kokoro-voices $(KOKORO) --mixes 60 --takes 60 \
-	  --rooms 0.3 --noise 0 --seed 21
-	$(SPEAK) $(DATA)/words.txt --out $(DATA)/words_kokoro --engine kokoro --kokoro-voices $(KOKORO) --mixes 60 --takes 14 \
-	  --rooms 0.3 --noise 0 --seed 22
 	$(BIN)/aura data no-speech $(DATA)/no_speech_train --clips 300 --seed 1 --split train --noise $(NOISE)
 	$(BIN)/aura data no-speech $(DATA)/no_speech_languages --clips 480 --seed 5 --split train --kinds language \
 	  --engine espeak-ng piper kokoro --kokoro-voices $(KOKORO)
@@ -94,7 +89,6 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-pieces --out $(DATA)/no_speech_people_pieces
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-pieces --telephone --out $(DATA)/no_speech_telephone_pieces
 	$(BIN)/python hear/numerals.py --out $(DATA)/no_speech_numerals --clips 1650
-	$(BIN)/python hear/numerals.py --out $(DATA)/no_speech_kokoro --clips 800 --words 0.6 --kokoro-voices $(KOKORO) --mixes 60
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600
 	$(SPEAK) $(DATA)/questions_train.txt.jsonl --out $(DATA)/questions_train --engine flite espeak-ng \
@@ -111,8 +105,6 @@ hear: asked-to-hear people $(VENV)/installed
 	  --uncut $(DATA)/barista_train.jsonl
 	$(BIN)/python hear/spans.py $(DATA)/orders_kokoro_intent.jsonl $(DATA)/orders_piper_intent.jsonl \
 	  --out $(DATA)/spans_orders --each 3
-	$(BIN)/python hear/spans.py $(DATA)/speechocean762_train.jsonl $(DATA)/librispeech_train.jsonl --out $(DATA)/spans_digits \
-	  --lone $(DATA)/digits.txt
 	$(BIN)/python hear/splices.py $(DATA)/barista_train_cut.jsonl --words $(DATA)/spans_barista/words.jsonl \
 	  --out $(DATA)/splices_barista --count 3000
 	$(BIN)/python hear/splices.py $(DATA)/barista_train_cut.jsonl --words $(DATA)/spans_barista/words.jsonl \
@@ -141,10 +133,6 @@ hear: asked-to-hear people $(VENV)/installed
 	  --after $(MEAN_NAMES)
 	$(BIN)/aura train --recipe recipes/hear-270m-voices.yaml --resume
 	$(BIN)/aura train --recipe recipes/hear-270m-voices.yaml --run.seed 1 --run.out runs/hear/voices-1 --resume
-	$(BIN)/python hear/ship.py runs/hear/voices-0/checkpoint $(MEAN_VOICES) --average runs/hear/voices-1/checkpoint $(MEAN_TELEPHONE) \
-	  --after $(MEAN_TELEPHONE)
-	$(BIN)/aura train --recipe recipes/hear-270m-digits.yaml --resume
-	$(BIN)/aura train --recipe recipes/hear-270m-digits.yaml --run.seed 1 --run.out runs/hear/digits-1 --resume
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q

@@ -28,7 +28,6 @@ from aura.errors import AuraError, DataError
 from aura.evaluation.json_text import replace_text
 from aura.inference.endpoint import Endpointer
 from aura.progress import audio_progress
-from aura.synthesis.builtin_slots import spell
 
 INTENT_PROMPT, ANSWER_PROMPT = "Intent:", "Answer:"
 SPEECH = ("digits", "librispeech", "speechocean762", "kathleen_arctic", "vctk_p239", "ljspeech_169")
@@ -166,15 +165,11 @@ def asked(row: Row) -> Row:
 
 
 def write_phrases(grammar: Path, out: Path) -> None:
-    """The grammar's slot values, one a line: short texts to speak, from which hearing is learnt first; single words of
-    them again, and digits: lone words are what a word of another language is mistaken for."""
+    """The grammar's slot values, one a line: short texts to speak, from which hearing is learnt first."""
     import yaml
 
     slots = yaml.safe_load(grammar.read_text(encoding="utf-8"))["context"]["slots"]
-    phrases = list(dict.fromkeys(value for values in slots.values() for value in values))
-    write_lines(out / "phrases.txt", phrases)
-    write_lines(out / "words.txt", [phrase for phrase in phrases if " " not in phrase])
-    write_lines(out / "digits.txt", [spell(digit) for digit in range(10)])
+    write_lines(out / "phrases.txt", dict.fromkeys(value for values in slots.values() for value in values))
 
 
 def plain_words(text: str) -> str:

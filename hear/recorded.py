@@ -232,7 +232,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "valid-voices": (spelt("pl", 150), spelt("uk", 135), hedgehogs("pl", 24)),
     # Not looked at before the thirteenth stage's adapter was chosen
     "test-voices": (spelt("ru", 145), hedgehogs("es", 22), hedgehogs("ru", 24), builders("it", 30)),
-    # Not looked at before the fourteenth stage's adapter was chosen
+    # Not looked at before it was decided how often short audio is heard
     "test-pieces": (
         people("festvox-ru", "ru", 220, "/wav/", speaker="festvox NSH", seconds=WORD_SECONDS, pieces=True),
     ),

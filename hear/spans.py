@@ -1,7 +1,7 @@
 """Stretches of a few words out of spoken sentences: real voices, words run together, and short enough to learn hearing from.
 
     python hear/spans.py MANIFEST [MANIFEST ...] --out FOLDER [--words 1 5] [--each 4] [--hints FILE] [--uncut MANIFEST]
-                         [--lone FILE] [--seed 0]
+                         [--seed 0]
 
 The ASR model writes down each recording with the time of every word; FOLDER/words.jsonl keeps that, and a second run goes on
 from it. A recording is used only where what was written can be trusted: it equals the row's transcript, or it holds every slot
@@ -10,9 +10,6 @@ value of the row's label. Out of these come rows for the same recordings, or par
     FOLDER/spans.jsonl     the words of the whole recording, and of `--each` random stretches of it
     FOLDER/intents.jsonl   where there are labels: random stretches from one slot value to another, and the slots in them
     FOLDER/uncut.jsonl     the words of the whole recording beside `--uncut`'s row of it, which has the silence around them too
-
-With `--lone FILE` only single words are cut out, those of the file: FOLDER/lone.jsonl. A recording need not be trusted as a
-whole then; its transcript has to hold the word as often as it was heard.
 
 The same seed gives the same stretches.
 """
@@ -43,7 +40,6 @@ from aura.synthesis.builtin_slots import spell
 BEFORE, BEHIND = 0.04, 0.08  # seconds kept around a stretch: the ASR model's word times are that uncertain
 SHORTEST = 0.3  # seconds; a shorter stretch is rarely what its words say
 FASTEST = 7.0  # words a second
-TOKENS, MOST_TOKENS = 4, 200  # of a word, and of half a minute
 SPELT = 20  # the largest number that is written as words: those of the orders are no larger
 
 
@@ -62,15 +58,11 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=4, help="stretches of each recording")
     parser.add_argument("--hints", type=Path, help="texts whose words are likely, e.g. phrases.txt")
     parser.add_argument("--uncut", type=Path, help="the same recordings with the silence before and behind the words")
-    parser.add_argument("--lone", type=Path, help="single words alone, those of this file, of recordings that have one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     try:
-        if options.lone:
-            write_lone(options)
-        else:
-            write_spans(options)
+        write_spans(options)
     except (AuraError, OSError) as error:
         print(f"hear/spans.py: {error}", file=sys.stderr)
         return 2
@@ -86,7 +78,11 @@ def write_spans(options: argparse.Namespace) -> None:
     fewest, most = options.words
     if not 1 <= fewest <= most:
         raise DataError(f"--words is {fewest} {most}; expected the fewest and the most words of a stretch, e.g. 1 5")
-    utterances = recordings(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    utterances = [utterance for manifest in options.manifests for utterance in read_utterances(manifest)]
+    for utterance in utterances:
+        if len(utterance.audio) != 1:
+            raise DataError(f"{utterance.id} has {len(utterance.audio)} recordings; expected rows with one each")
     longer: dict[str, Utterance] = {}
     if options.uncut:
         longer = by_recording(read_utterances(options.uncut))
@@ -121,48 +117,6 @@ def write_spans(options: argparse.Namespace) -> None:
         else:
             (options.out / f"{name}.jsonl").unlink(missing_ok=True)  # of a former run with other options
     print(f"{kept} of {len(utterances)} recordings were trusted")
-
-
-def write_lone(options: argparse.Namespace) -> None:
-    """The single words asked for, a row for each time one is said.
-
-    Raises:
-        AuraError: manifests or recordings that cannot be read, or no such word in them.
-    """
-    wanted = set(plain_words(options.lone.read_text(encoding="utf-8")).split())
-    utterances = [utterance for utterance in recordings(options) if wanted & set(written(utterance))]
-    heard = hear(utterances, options)
-    rows = [
-        stretch(utterance, [word], options.out)
-        for utterance in utterances
-        for word in lone_words(heard[utterance.id], written(utterance), wanted)
-    ]
-    if not rows:
-        raise DataError(f"no word of {options.lone} was heard; expected recordings with a transcript that has some")
-    write(options.out / "lone.jsonl", rows)
-    print(f"{len(rows)} words from {len(utterances)} recordings")
-
-
-def recordings(options: argparse.Namespace) -> list[Utterance]:
-    """The rows of the manifests; `--out` is there behind it."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    utterances = [utterance for manifest in options.manifests for utterance in read_utterances(manifest)]
-    for utterance in utterances:
-        if len(utterance.audio) != 1:
-            raise DataError(f"{utterance.id} has {len(utterance.audio)} recordings; expected rows with one each")
-    return utterances
-
-
-def written(utterance: Utterance) -> list[str]:
-    """Words of its transcript."""
-    return plain_words(utterance.transcript or "").split()
-
-
-def lone_words(heard: Sequence[Word], transcript: Sequence[str], wanted: set[str]) -> list[Word]:
-    """Of what was heard: wanted words that the transcript holds as often, none too short."""
-    texts = [word.text for word in heard]
-    sure = {text for text in wanted if texts.count(text) == transcript.count(text)}
-    return [word for word in heard if word.text in sure and word.end - word.start + BEFORE + BEHIND >= SHORTEST]
 
 
 def by_recording(utterances: Iterable[Utterance]) -> dict[str, Utterance]:
@@ -241,15 +195,8 @@ def hint_words(path: Path) -> str:
 
 def timed_words(model: Any, wave_N: Any, hints: str | None) -> Iterator[Word]:
     """What the ASR model heard, in lower case without punctuation, numbers up to twenty as words."""
-    most = 16 + round(TOKENS * FASTEST * len(wave_N) / SAMPLE_RATE)  # else it goes round in circles now and then
     segments, _ = model.transcribe(
-        wave_N,
-        language="en",
-        word_timestamps=True,
-        beam_size=5,
-        temperature=0.0,
-        initial_prompt=hints,
-        max_new_tokens=min(most, MOST_TOKENS),
+        wave_N, language="en", word_timestamps=True, beam_size=5, temperature=0.0, initial_prompt=hints
     )
     for segment in segments:
         for word in segment.words or ():

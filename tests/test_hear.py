@@ -315,26 +315,6 @@ def test_uncut_recordings_have_the_words_of_the_cut_ones(
     assert "expected the same ones, whole" in capsys.readouterr().err
 
 
-def test_lone_words_are_those_of_the_file_that_the_transcript_has_as_often(
-    spans: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    texts = ["one large latte for two", "two of one kind", "a latte", "one"]
-    manifest = orders(tmp_path, [{"transcript": text} for text in texts])
-    (tmp_path / "digits.txt").write_text("one\ntwo\n")
-    heard = Heard({64_000: "1 large latte for 2", 64_001: "two of two kind", 64_003: " ".join(["one"] * 40)})
-    lone = ("--lone", tmp_path / "digits.txt", "--out", tmp_path / "out")
-    assert spans(heard, manifest, *lone) == 0
-    assert 64_002 not in heard.asked  # its transcript has no digit
-    found = list(read_utterances(tmp_path / "out" / "lone.jsonl"))
-    assert [utterance.transcript for utterance in found] == ["one", "two"]
-    assert {Path(utterance.audio[0].source).name for utterance in found} == {"0.wav"}
-    assert [utterance.seconds for utterance in found] == pytest.approx([0.48, 0.52])  # each 0.4, and around it
-    assert not (tmp_path / "out" / "spans.jsonl").exists()
-    (tmp_path / "digits.txt").write_text("nine\n")
-    assert spans(heard, manifest, *lone) == 2
-    assert "no word of" in capsys.readouterr().err
-
-
 def test_a_recording_of_one_word_says_it_once(spans: Any, tmp_path: Path) -> None:
     assert spans(Heard({64_000: "large"}), orders(tmp_path, [label(size="large")]), "--out", tmp_path / "out") == 0
     [found] = read_utterances(tmp_path / "out" / "spans.jsonl")

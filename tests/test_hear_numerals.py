@@ -14,8 +14,7 @@ import pytest
 
 from aura.data.manifest import read_utterances
 from aura.data.utterance import no_speech_kind
-from aura.synthesis.engine import Prosody, Voice
-from aura.synthesis.foreign import SENTENCES, espeak_voice
+from aura.synthesis.foreign import SENTENCES
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
@@ -54,51 +53,11 @@ def test_every_other_numeral_is_as_a_telephone_carries_it(
     gone.unlink()
     assert numerals.speak(tmp_path / "out", 6, 0) == rows
     assert gone.is_file() and kept.stat().st_mtime_ns == before
+    with monkeypatch.context() as patch:
+        patch.setattr(numerals, "render", None)  # what is there is not spoken again
+        assert numerals.speak(tmp_path / "out", 6, 0) == rows
     assert [row["id"] for row in numerals.speak(tmp_path / "more", 4, 0)] == [row["id"] for row in rows[:4]]
     assert not {row["id"] for row in numerals.speak(tmp_path / "other", 6, 1)} & {row["id"] for row in rows}
-
-
-def test_words_come_between_numerals_in_all_languages(numerals: Any, tmp_path: Path) -> None:
-    languages = len(numerals.WORD_LANGUAGES)
-    rows = numerals.speak(tmp_path / "out", 2 * languages, 0, words=0.5)
-    words = [row for row in rows if not row["source"].isdigit()]
-    assert len(words) == languages and {row["lang"] for row in words} == set(numerals.WORD_LANGUAGES)
-    assert all(row["source"] in numerals.single_words(row["lang"]) for row in words)
-    numerals_alone = numerals.speak(tmp_path / "alone", 3, 0)
-    assert all(row["source"].isdigit() for row in numerals_alone)
-
-
-def test_words_are_of_no_language_that_a_test_hears(numerals: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(numerals.WORD_LANGUAGES) <= set(SENTENCES["train"]) - {"es", "it", "ru"}
-    for language in numerals.WORD_LANGUAGES:
-        words = numerals.single_words(language)
-        assert len(words) > 20 and not any(mark in word for word in words for mark in " .,?!")
-        assert len(set(words)) == len(words)
-
-
-def test_the_same_voices_of_kokoro_say_words_as_say_digits(
-    numerals: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    voices = [Voice(name=name, licence="") for name in ("af_a", "am_b", "bf_c")]
-    said: list[str] = []
-
-    class Fake:
-        name, licence, version = "kokoro", "", "kokoro-0"
-
-        def voices(self) -> list[Voice]:
-            return voices
-
-        def speak(self, text: str, voice: str, prosody: Prosody) -> tuple[np.ndarray, int]:
-            said.append(voice)
-            return np.sin(np.arange(12_000) / 10).astype(np.float32), 24_000
-
-    monkeypatch.setattr(numerals, "open_engine", lambda name, options: Fake())
-    rows = numerals.speak(tmp_path / "out", 30, 0, numerals.kokoro("voices", mixes=2), words=0.5)
-    names = {voice.partition("@")[0] for voice in said}
-    assert len(said) == 30 and names <= {"af_a", "am_b", "bf_c", "af_a+am_b", "af_a+bf_c", "am_b+bf_c"}
-    assert len(names) == 5  # three and two mixes
-    assert {row["speaker"] for row in rows} == {f"kokoro:{voice}" for voice in said}
-    assert all(voice.endswith("@" + espeak_voice(row["lang"], "")) for voice, row in zip(said, rows, strict=True))
 
 
 def test_what_is_missing_is_said_in_one_line(
