@@ -22,7 +22,7 @@ from aura.student.processor import AuraProcessor
 
 # Our choice (dev/LOG.md): of words in other languages that are taken for English, the hearing adapter is seldom as sure with a
 # pause around them, played faster, and by telephone; of English ones it mostly is. Played slower, it is unsure of both.
-HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard again in each of these ways
+HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard again, in each way of HEARINGS
 PAUSE = 0.3  # seconds of silence before and behind it then
 FASTER = 1.12
 HEARINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
