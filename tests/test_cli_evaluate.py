@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import tiny
+from filelock import FileLock
 
 from aura.cli import main
 from aura.cli_evaluate import DataOptions, TaskName
@@ -149,7 +150,7 @@ def test_two_real_routes_beside_each_other(models: Path, tmp_path: Path, capsys:
     assert report["routes"]["aura"]["parameters"] > text["parameters"] > 0
     assert text["first_token"]["items"] == 2 and text["first_token"]["median"] > 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "aura", "text", "report.json", "report.md", "report.html", "first_token.json",
+        "aura", "text", "report.json", "report.md", "report.html", "first_token.json", ".lock",
     }  # fmt: skip
     assert main(["report", str(tmp_path / "out")]) == 0
     assert "| wer |" in capsys.readouterr().out
@@ -162,9 +163,27 @@ def test_one_checkpoint_alone_stays_as_it_was(models: Path, tmp_path: Path, caps
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert "accuracy" in report["metrics"] and "routes" not in report
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "report.json", "items.jsonl", "items.settings.json",
+        "report.json", "items.jsonl", "items.settings.json", ".lock",
     }  # fmt: skip
     assert "wer " in capsys.readouterr().out
+
+
+def test_two_evaluations_do_not_write_to_one_folder(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tiny.tiny_manifest(tmp_path, count=1, shortest=0.4)
+    plain = ["evaluate", str(models / "checkpoint"), "--manifest", str(manifest), "--max-new-tokens", "2"]
+    compared = ["evaluate", "--routes", f"aura={models / 'checkpoint'}", "--manifest", str(manifest)]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "items.jsonl").write_text("")
+    for argv in (plain, compared):
+        for again in ([], ["--restart"]):
+            with FileLock(tmp_path / "out" / ".lock"):
+                assert main([*argv, *again, "--out", str(tmp_path / "out")]) == 2
+            said = capsys.readouterr().err
+            assert "being written by another process" in said and "Traceback" not in said
+            assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock"] == ["items.jsonl"]
+    assert main([*plain, "--out", str(tmp_path / "out")]) == 0
 
 
 def test_both_forms_leave_out_what_a_checkpoint_is_unsure_of(models: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aura.data.one_writer import one_writer
 from aura.data.utterance import Utterance
 from aura.errors import DataError
 from aura.evaluation.item_log import ItemLog
@@ -126,8 +127,8 @@ def compare(
         settings: kept in the report, e.g. the manifests.
 
     Raises:
-        DataError: nothing to score against, two routes of one name, or `out` holds answers given under other
-            settings.
+        DataError: nothing to score against, two routes of one name, `out` holds answers given under other
+            settings, or another process writes there.
         AuraError: a route cannot be opened, or its process ended. Answers so far are kept.
     """
     if not routes:
@@ -139,7 +140,8 @@ def compare(
     score_items(asking.task, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
     run = _Run(Path(out), items, asking, options, show_progress)
     start = time.monotonic()
-    outcomes, first_tokens = run.ask_all(routes)
+    with one_writer(run.out):
+        outcomes, first_tokens = run.ask_all(routes)
     report, content = report_parts(
         asking.task,
         items,
@@ -223,8 +225,6 @@ class _Run:
 
     def _log(self, host: RouteHost, stack: contextlib.ExitStack) -> ItemLog:
         path = self.out / folder_of(host.facts.name) / "items.jsonl"
-        if not self.options.resume:
-            path.unlink(missing_ok=True)
         decides = {
             "route": host.facts.kind,
             **host.facts.settings,
@@ -232,7 +232,7 @@ class _Run:
             "prompt": self.asking.prompt,
             "max_new_tokens": self.asking.max_new_tokens,
         }
-        return stack.enter_context(ItemLog(path, settings=decides))
+        return stack.enter_context(ItemLog(path, settings=decides, resume=self.options.resume))
 
     def _answer(self, candidates: Sequence[Candidate]) -> list[RouteOutcome]:
         with self._bar("answering", len(candidates) * len(self.items)) as advance:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aura.batch.collate import Example
+from aura.data.one_writer import one_writer
 from aura.data.utterance import Utterance
 from aura.errors import AudioError, AuraError
 from aura.evaluation.choices import most_likely
@@ -95,7 +96,7 @@ def evaluate(
         settings: kept in the report, e.g. the manifests.
 
     Raises:
-        DataError: nothing to score against, or `out` holds answers given under other settings.
+        DataError: nothing to score against, `out` holds answers given under other settings, or another process writes there.
         RecipeError: an impossible bound, or one for another task.
         PromptError, MissingExtraError, AuraError: see `generate_texts`, `transcription`, `ItemLog`.
     """
@@ -116,10 +117,7 @@ def evaluate(
     }
     decides |= bound_settings(least)
     start = time.monotonic()
-    log = Path(out) / "items.jsonl"
-    if not resume:
-        log.unlink(missing_ok=True)
-    with ItemLog(log, settings=decides) as done:
+    with one_writer(Path(out)), ItemLog(out, settings=decides, resume=resume) as done:
         kept = {row["id"]: row.get("question") for row in done.rows() if not row["failed"]}
         names = {item.id: _digest(item, kind, prompt) for item in items}
         pending = [item for item in items if kept.get(item.id) != names[item.id]]

@@ -17,23 +17,28 @@ class ItemLog:
 
     Opening repairs the file: a last line cut by `kill -9` or a full disk is taken off, and its item is done
     again. A damaged line anywhere else is an error, as no crash of ours leaves one. One process writes at a
-    time.
+    time: whoever opens it sees to that (`one_writer`).
 
     Args:
         path: the `.jsonl` file, or the folder that holds `items.jsonl`; made if missing.
         settings: what decides an answer (checkpoint, prompt, decoding options). Kept in
             `<name>.settings.json` and compared when the log is opened again, so that one file never mixes the
             answers of two checkpoints.
+        resume: go on with what is there; False starts over.
 
     Raises:
         DataError: the file holds other rows than ours, or those of other settings.
         AuraError: the file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, settings: Mapping[str, Any] | None = None, resume: bool = True
+    ) -> None:
         path = Path(path)
         self.path = path if path.suffix == ".jsonl" else path / "items.jsonl"
         self._file: Any = None
+        if not resume:
+            self.path.unlink(missing_ok=True)
         rows, length = _read(self.path)
         self._rows = {row["id"]: row for row in rows}
         if settings is not None:
