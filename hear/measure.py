@@ -203,6 +203,11 @@ MEASURES = (
         manifest="no_speech_people_pieces.jsonl",
     ),
     *with_and_without_bound("telephone-pieces", "The same by telephone", manifest="no_speech_telephone_pieces.jsonl"),
+    *with_and_without_bound(
+        "rest",
+        "Spanish, Italian and Russian words by people of two of the sets above: false transcripts",
+        manifest="no_speech_people_rest.jsonl",
+    ),
     false_transcripts(
         "accents",
         "Languages of the test, by voices that English was learnt from: false transcripts",

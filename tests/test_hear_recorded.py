@@ -88,6 +88,23 @@ def test_the_same_clips_come_again_and_a_cut_off_run_goes_on(recorded: Any, pack
     assert gone.is_file() and kept.stat().st_mtime_ns == before
 
 
+def test_more_of_a_source_is_none_of_what_came_before(recorded: Any, tmp_path: Path) -> None:
+    """Some recordings lie there under two names."""
+    folder = tmp_path / "packages" / "prompts" / "sounds"
+    for number in range(12):
+        record(folder / f"{number}.wav", 1.0 + 0.01 * (number % 10))
+    assert (folder / "0.wav").read_bytes() == (folder / "10.wav").read_bytes()
+    source = recorded.prompts("prompts", "ru", "Ivan", 4)
+    first = recorded.collect(tmp_path / "packages", (source,), tmp_path / "one", 0)
+    more = recorded.collect(tmp_path / "packages", (replace(source, clips=6, behind=4),), tmp_path / "more", 0)
+    waves = [
+        (tmp_path / out / row["audio"]).read_bytes() for out, rows in (("one", first), ("more", more)) for row in rows
+    ]
+    assert len({row["id"] for row in first + more}) == 10 and len(set(waves)) == 10
+    with pytest.raises(DataError, match="too few"):
+        recorded.collect(tmp_path / "packages", (replace(source, clips=7, behind=4),), tmp_path / "most", 0)
+
+
 def test_what_is_missing_is_said_in_one_line(
     recorded: Any, packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
