@@ -24,10 +24,7 @@ MOST_RATE, LEAST_RATE = 2.0, 0.5  # what the model was made for
 
 
 class KokoroEngine:
-    """Kokoro, its model from packages or a file, its voices from a folder of .bin files or an .npz.
-
-    A text between `[[` and `]]` is spoken as it is, phonemes in IPA; so espeak-ng takes its own mnemonics.
-    """
+    """Kokoro, its model from packages or a file, its voices from a folder of .bin files or an .npz."""
 
     name = "kokoro"
     licence = "Kokoro-82M: Apache-2.0"
@@ -60,9 +57,7 @@ class KokoroEngine:
         style = np.mean([self._styles[part] for part in parts], axis=0)
         rate = min(MOST_RATE, max(LEAST_RATE, prosody.rate))
         try:
-            spoken, is_phonemes = (text[2:-2], True) if text.startswith("[[") and text.endswith("]]") else (text, False)
-            lang = language or LANGUAGES[parts[0][0]][1]
-            return self._load().create(spoken, style, speed=rate, lang=lang, is_phonemes=is_phonemes, trim=False)
+            return self._load().create(text, style, speed=rate, lang=language or LANGUAGES[parts[0][0]][1], trim=False)
         except (ValueError, RuntimeError) as error:  # a language that its espeak-ng does not have is the second
             raise AuraError(f"kokoro could not speak {text!r:.60}: {error}") from error
 
