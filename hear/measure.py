@@ -208,6 +208,7 @@ MEASURES = (
         "Spanish, Italian and Russian words by people of two of the sets above: false transcripts",
         manifest="no_speech_people_rest.jsonl",
     ),
+    *with_and_without_bound("telephone-rest", "The same by telephone", manifest="no_speech_telephone_rest.jsonl"),
     false_transcripts(
         "accents",
         "Languages of the test, by voices that English was learnt from: false transcripts",
