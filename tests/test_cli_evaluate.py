@@ -183,7 +183,8 @@ def test_two_evaluations_do_not_write_to_one_folder(
             said = capsys.readouterr().err
             assert "being written by another process" in said and "Traceback" not in said
             assert [path.name for path in (tmp_path / "out").iterdir() if path.name != ".lock"] == ["items.jsonl"]
-    assert main([*plain, "--out", str(tmp_path / "out")]) == 0
+    assert main([*plain, "--out", str(tmp_path / "out.jsonl")]) == 0  # a folder, whatever it is called
+    assert (tmp_path / "out.jsonl" / "items.jsonl").is_file()
 
 
 def test_both_forms_leave_out_what_a_checkpoint_is_unsure_of(models: Path, tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ def evaluate(
     }
     decides |= bound_settings(least)
     start = time.monotonic()
-    with one_writer(Path(out)), ItemLog(out, settings=decides, resume=resume) as done:
+    folder = Path(out)
+    with one_writer(folder), ItemLog(folder / "items.jsonl", settings=decides, resume=resume) as done:
         kept = {row["id"]: row.get("question") for row in done.rows() if not row["failed"]}
         names = {item.id: _digest(item, kind, prompt) for item in items}
         pending = [item for item in items if kept.get(item.id) != names[item.id]]
