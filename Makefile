@@ -136,8 +136,10 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/aura train --recipe recipes/hear-270m-voices.yaml --resume
 	$(BIN)/aura train --recipe recipes/hear-270m-voices.yaml --run.seed 1 --run.out runs/hear/voices-1 --resume
 
+# Tests compute on one thread each: two at once take six tenths of the time on two cores.
+WORKERS ?= 2
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -q -m slow
