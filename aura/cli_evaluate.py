@@ -133,6 +133,7 @@ class AnswerOptions:
         batch_items: utterances per batch at most.
         min_avg_logprob: for the tasks transcribe and silence: a checkpoint's answer whose tokens have a lower mean
             log-probability says nothing. The checkpoint's own bound by default; -inf for none.
+        lone_words: for the same tasks: whether one word can be all of an answer. What the checkpoint says by default.
         restart: do not go on with the items in --out, start over.
     """
 
@@ -141,6 +142,7 @@ class AnswerOptions:
     batch_tokens: int = 2048
     batch_items: int = 64
     min_avg_logprob: float | None = None
+    lone_words: bool | None = None
     restart: bool = False
 
 
@@ -186,6 +188,7 @@ def evaluate(
         batch_items=answering.batch_items,
         prompt=answering.prompt,
         min_avg_logprob=answering.min_avg_logprob,
+        lone_words=answering.lone_words,
         limit=data.limit,
         resume=not answering.restart,
         command=shlex.join(["aura", *sys.argv[1:]]),
@@ -225,7 +228,7 @@ def _compare(
         prompt=answering.prompt,
         asr_only=beside.asr_only or task == "transcribe",  # an LLM behind it would only copy
         language=beside.asr_language,
-        min_avg_logprob=bound_for(task, answering.min_avg_logprob),
+        bound=bound_for(task, answering.min_avg_logprob, answering.lone_words),
     )
     result = compare(
         openers(routes, shared),

@@ -66,6 +66,7 @@ def transcribe(
     max_new_tokens: int = 256,
     batch_tokens: int = 2048,
     min_avg_logprob: float | None = None,
+    lone_words: bool | None = None,
     scores: bool = False,
     options: LoadOptions = LoadOptions(),  # frozen
 ) -> int:
@@ -83,8 +84,10 @@ def transcribe(
         max_new_tokens: tokens per window at most.
         batch_tokens: positions per batch.
         min_avg_logprob: leave out windows whose tokens have a lower mean log-probability, e.g. -0.3: what the model is unsure
-            of is often invented. Of less than 3 s the lower mean of two hearings counts. The checkpoint's own bound by default,
+            of is often invented. Of less than 3 s the lowest mean of four hearings counts. The checkpoint's own bound by default,
             if it has one; -inf keeps everything.
+        lone_words: whether one word can be all of a transcript. What the checkpoint says by default: where nothing stands beside
+            it, a word of another language that sounds like one of ours is not told from it.
         scores: that mean for every segment, in the output of --json.
     """
     from aura.inference.transcribe import transcribe_each
@@ -114,6 +117,7 @@ def transcribe(
             max_new_tokens=max_new_tokens,
             batch_tokens=batch_tokens,
             min_avg_logprob=min_avg_logprob,
+            lone_words=lone_words,
             scores=scores,
             progress=lambda seconds: advance(0, seconds),
         ):
@@ -125,7 +129,7 @@ def transcribe(
             if result.unsure:
                 print(
                     f"aura: {files[index]}: the words of {result.unsure} window(s) were left out, as the model is unsure of "
-                    "them; --min-avg-logprob -inf shows them",
+                    "them; --lone-words shows a word by itself that it is sure of, --min-avg-logprob -inf everything",
                     file=sys.stderr,
                 )
             text = render(files[index], result, form)

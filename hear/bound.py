@@ -3,9 +3,10 @@
     python hear/bound.py CHECKPOINT MANIFEST [--keep 0.95] [--quiet MANIFEST ...] [--spare 0]
 
 The recordings are speech that the checkpoint was made for and did not learn from; what their transcripts should be is not
-looked at. With `--quiet`, clips in which nothing is said in English, the bound is raised until none of them has words, or
-as many as `--spare` says: one that is as sure as speech ever is would else leave none of it. Prints how sure
-the model was and the bound; `hear/ship.py --min-avg-logprob BOUND` writes it into the checkpoint.
+looked at. Of a checkpoint that writes no lone word down (`lone_words` in its configuration) such words count nowhere. With
+`--quiet`, clips in which nothing is said in English, the bound is raised until none of them has words, or as many as
+`--spare` says: one that is as sure as speech ever is would else leave none of it. Prints how sure the model was and the
+bound; `hear/ship.py --min-avg-logprob BOUND` writes it into the checkpoint.
 """
 
 from __future__ import annotations
@@ -74,9 +75,10 @@ def all_of(engine: Engine, manifest: str, of: Callable[[list[float]], float]) ->
     """`sureness` of each transcript that has words, of its least (min) or most (max) sure segment."""
     parts = [part for utterance in read_utterances(manifest) for part in utterance.audio]
     sources = [{"array": part.load(), "sampling_rate": SAMPLE_RATE} for part in parts]
+    counts = engine.model.config.lone_words
     found: list[float] = []
     with audio_progress("listening", len(sources)) as advance:
-        for _, heard in transcribe_each(engine, sources, min_avg_logprob=-math.inf, scores=True):
+        for _, heard in transcribe_each(engine, sources, min_avg_logprob=-math.inf, lone_words=counts, scores=True):
             advance(1, heard.seconds if isinstance(heard, Transcript) else 0.0)
             if isinstance(heard, AuraError):
                 raise heard

@@ -2,6 +2,7 @@
 
     python hear/ship.py runs/hear/run/checkpoint checkpoints/hear-270m [--table runs/hear/measured/table.md]
         [--min-avg-logprob BOUND]   # of hear/bound.py: transcripts less sure than this count as nothing said
+        [--no-lone-words]           # nor does one word by itself count as a transcript
         [--average CHECKPOINT ...]  # the mean of these weights and the first one's: ends of one run, of stages in a row
         [--after CHECKPOINT]        # what the run started from, whose recipes go with its own
 
@@ -16,7 +17,8 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from aura.errors import AuraError, CheckpointError, RecipeError
-from aura.inference.transcribe import check_bound
+from aura.inference.bound import Bound
 from aura.recipes import read_recipe
 from aura.student.checkpoint import CARD, RECIPE
 from aura.student.files import CONFIG, checkpoint_folder, whole_folder
@@ -43,10 +45,13 @@ def main() -> int:
     parser.add_argument("--average", type=Path, nargs="+", default=[], help="checkpoints of the same run")
     parser.add_argument("--after", type=Path, default=None, help="checkpoint that the run started from")
     parser.add_argument("--min-avg-logprob", type=float, default=None, help="from hear/bound.py")
+    parser.add_argument("--no-lone-words", action="store_true", help="one word by itself is no transcript")
     options = parser.parse_args()
     try:
         sources = [options.checkpoint, *options.average]
-        ship(sources, options.target, options.table, options.min_avg_logprob, after=options.after)
+        lone_words = False if options.no_lone_words else None
+        bound = Bound(min_avg_logprob=options.min_avg_logprob, lone_words=lone_words)
+        ship(sources, options.target, options.table, bound, after=options.after)
     except (AuraError, OSError) as error:
         print(f"hear/ship.py: {error}", file=sys.stderr)
         return 2
@@ -62,7 +67,7 @@ def ship(
     checkpoints: Sequence[Path],
     target: Path,
     table: Path | None = None,
-    min_avg_logprob: float | None = None,
+    bound: Bound = Bound(),  # noqa: B008  # frozen
     *,
     after: Path | None = None,
 ) -> None:
@@ -70,19 +75,20 @@ def ship(
 
     Args:
         checkpoints: the first one's, with the mean of the weights of all.
+        bound: which transcripts count; None for what the target says.
         after: what it started from; its recipes, and those of the stages before it, go with the first one's.
 
     Raises:
         AuraError: no checkpoint there, one of another shape, an impossible bound, or a target whose configuration cannot be
             read.
     """
-    if min_avg_logprob is not None and not math.isfinite(check_bound(min_avg_logprob)):
-        raise RecipeError(f"--min-avg-logprob is {min_avg_logprob:g}; expected a number, or nothing for no bound")
+    if bound.min_avg_logprob == -math.inf:
+        raise RecipeError("--min-avg-logprob is -inf; expected a number, or nothing for no bound")
     sources = [checkpoint_folder(checkpoint) for checkpoint in checkpoints]
     source = sources[0]
     before = None if after is None else checkpoint_folder(after)
-    if min_avg_logprob is None and (target / CONFIG).is_file():
-        min_avg_logprob = bound_in(target / CONFIG)
+    counts = bound_in(target / CONFIG) if (target / CONFIG).is_file() else {}
+    counts |= given_in(asdict(bound))
     with whole_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         if before is not None:
@@ -96,8 +102,7 @@ def ship(
             (folder / name).chmod(0o644)
         config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
         config["text_config"].pop("_name_or_path", None)  # where the LLM lay on the machine that trained
-        if min_avg_logprob is not None:
-            config["min_avg_logprob"] = min_avg_logprob
+        config |= counts
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tokenizer = json.loads((source / TOKENIZER).read_text(encoding="utf-8"))
         compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
@@ -136,12 +141,17 @@ def _read_weights(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file} cannot be read ({error}); expected the weights of a whole checkpoint") from None
 
 
-def bound_in(config: Path) -> float | None:
+def bound_in(config: Path) -> dict[str, float | bool]:
+    """The fields of `Bound` that a configuration has."""
     try:
-        found: float | None = dict(json.loads(config.read_text(encoding="utf-8"))).get("min_avg_logprob")
+        fields = dict(json.loads(config.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        raise RecipeError(f"{config}: not a JSON object; give --min-avg-logprob, or delete {config.parent}") from None
-    return found
+        raise RecipeError(f"{config}: not a JSON object; delete {config.parent}, and give the bound again") from None
+    return given_in({field: fields.get(field) for field in asdict(Bound())})
+
+
+def given_in(fields: Mapping[str, float | bool | None]) -> dict[str, float | bool]:
+    return {field: value for field, value in fields.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +22,7 @@ from aura.evaluation import compare
 from aura.evaluation.route_host import RouteHere
 from aura.evaluation.route_specs import RouteOptions, RouteSpec, choose_shots, first_checkpoint, openers, parse_routes
 from aura.evaluation.tasks import TASKS
+from aura.inference.bound import EVERYTHING, Bound
 from aura.inference.confidence import sureness
 from aura.student.checkpoint import save_checkpoint
 
@@ -80,7 +80,7 @@ def test_text_routes_read_with_the_llm_of_the_checkpoint(models: Path) -> None:
     assert isinstance(text, functools.partial) and isinstance(cascade, functools.partial)
     assert text.keywords["llm"] == cascade.keywords["llm"] == str(models / "llm")
     assert isinstance(aura, functools.partial) and aura.keywords["llm"] is None
-    assert aura.keywords["min_avg_logprob"] == -math.inf and "min_avg_logprob" not in text.keywords
+    assert aura.keywords["bound"] == EVERYTHING and "bound" not in text.keywords
     with pytest.raises(RecipeError, match="no LLM to read with"):
         openers(parse_routes(["text"]), RouteOptions())
     [alone] = openers(parse_routes(["cascade"]), RouteOptions(asr_only=True))  # nothing to read
@@ -92,15 +92,15 @@ def test_a_bound_goes_to_the_routes_that_hear(models: Path, tmp_path: Path) -> N
     config = json.loads((tmp_path / "other" / "config.json").read_text())
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"prompt": "Write this."}))
     routes = parse_routes([f"aura={models / 'checkpoint'}", f"other:aura={tmp_path / 'other'}", "text"])
-    own, other, _ = openers(routes, RouteOptions(min_avg_logprob=None))
-    assert own.keywords["min_avg_logprob"] is None and own.keywords["prompt"] is None  # type: ignore[attr-defined]
+    own, other, _ = openers(routes, RouteOptions(bound=Bound()))
+    assert own.keywords["bound"] == Bound() and own.keywords["prompt"] is None  # type: ignore[attr-defined]
     # The rows bring the first one's prompt: the other's bound was not found for that.
     assert other.keywords["prompt"] == (config.get("prompt") or "")  # type: ignore[attr-defined]
-    own, other, _ = openers(routes, RouteOptions(min_avg_logprob=-0.5, prompt="What?"))
+    own, other, _ = openers(routes, RouteOptions(bound=Bound(min_avg_logprob=-0.5), prompt="What?"))
     assert own.keywords["prompt"] == other.keywords["prompt"] == "What?"  # type: ignore[attr-defined]
-    assert own.keywords["min_avg_logprob"] == -0.5  # type: ignore[attr-defined]
+    assert own.keywords["bound"].min_avg_logprob == -0.5  # type: ignore[attr-defined]
     with pytest.raises(RecipeError, match="expected aura=CHECKPOINT or bridge=CHECKPOINT among them"):
-        openers(parse_routes(["cascade"]), RouteOptions(asr_only=True, min_avg_logprob=-0.5))
+        openers(parse_routes(["cascade"]), RouteOptions(asr_only=True, bound=Bound(lone_words=False)))
 
 
 def test_shots_are_a_fixed_sample_of_other_rows(tmp_path: Path) -> None:

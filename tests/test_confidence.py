@@ -24,6 +24,7 @@ from aura.errors import CheckpointError, RecipeError
 from aura.evaluation.evaluate import evaluate
 from aura.evaluation.routes import answering
 from aura.evaluation.routes.answering import Answerer
+from aura.inference.bound import Bound, Held
 from aura.inference.confidence import HEARD_AGAIN, HEARINGS, LONE_WORD, PAUSE, average_log_probs, confidence, sureness
 from aura.inference.engine import Engine
 from aura.inference.generate import Generation, end_tokens
@@ -210,12 +211,58 @@ def test_a_lone_word_has_to_be_as_sure_again(tmp_path: Path) -> None:
         ]
         assert found_rate == pytest.approx(rate)
         assert json.loads((out / "report.json").read_text())["settings"]["doubt_in_a_lone_word"] == LONE_WORD
-        answerer = Answerer(engine.model, engine.processor, least=-0.3)
+        answerer = Answerer(engine.model, engine.processor, held=Held(least=-0.3))
         asked = examples(3)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(answering, "confidence", lambda *_, engine=engine, **__: engine.sureness)
             said = [generation.text for generation in answerer._sure_enough(asked, engine.generate(asked))]
         assert sum(map(bool, said)) == round(3 * rate)
+
+
+class Mixed(Unsure):
+    """One word for each window, but for those that say two."""
+
+    def __init__(self, sureness: Sequence[float], *, two: Sequence[int], bound: float | None = None) -> None:
+        super().__init__(sureness, bound=bound)
+        self.model.config.lone_words, self.two = False, two
+
+    def generate(self, examples: Sequence[Example], **_: Any) -> list[Generation]:
+        found = super().generate(examples)
+        return [g if n in self.two else replace(g, text=f"word{n}") for n, g in enumerate(found)]
+
+
+def test_a_checkpoint_may_write_no_lone_word_down(tmp_path: Path) -> None:
+    alone = Mixed([-0.01, -0.9, -0.01], two=[], bound=-0.3)
+    found = transcribe(alone)
+    assert found.text == "" and found.unsure == 3 and not found.segments and not found.truncated
+    assert transcribe(alone, lone_words=True).text == "word0 word2"  # as sure again, as everywhere
+    assert transcribe(alone, min_avg_logprob=-0.001).text == ""
+    assert transcribe(alone, min_avg_logprob=-math.inf).text == "word0 word1 word2"
+    assert transcribe(alone, prompt="Say it.").text == "word0 word1 word2"  # the bound was found for another prompt
+    assert transcribe(alone, prompt="Say it.", lone_words=False).text == ""
+    assert transcribe(alone, min_avg_logprob=-math.inf, lone_words=False).text == ""
+    # Beside more words of the same recording one is not alone, unless those are left out themselves.
+    assert transcribe(Mixed([-0.01, -0.01, -0.9], two=[1], bound=-0.3)).text == "word0 say word1"
+    assert transcribe(Mixed([-0.01, -0.9, -0.01], two=[1], bound=-0.3)).text == ""
+    assert (
+        transcribe(Mixed([-0.01, -0.01, -0.01], two=[], bound=None)).text == "word0 word1 word2"
+    )  # nothing is held to
+    rows = clips(tmp_path, transcript="", task="transcribe", label={"no_speech": "music"})
+    for lone_words, rate in ((None, 1 / 3), (True, 2 / 3)):
+        engine = Mixed([-0.01, -0.9, -0.01], two=[0], bound=-0.3)
+        out = tmp_path / str(lone_words)
+        scored = evaluate(engine, rows, task="silence", out=out, lone_words=lone_words, show_progress=False)
+        assert scored.metrics["false_transcript_rate"] == pytest.approx(rate)
+        settings = json.loads((out / "report.json").read_text())["settings"]
+        assert settings["min_avg_logprob"] == -0.3 and settings.get("lone_words") == (None if lone_words else False)
+        answerer = Answerer(engine.model, engine.processor, held=Bound(lone_words=lone_words).of(engine.model, None))
+        asked = examples(3)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(answering, "confidence", lambda *_, engine=engine, **__: engine.sureness)
+            said = [generation.text for generation in answerer._sure_enough(asked, engine.generate(asked))]
+        assert sum(map(bool, said)) == round(3 * rate)
+    with pytest.raises(RecipeError, match="lone_words given with the task answer"):
+        evaluate(engine, rows, task="answer", lone_words=True, out=tmp_path / "no", show_progress=False)
 
 
 def test_the_bound_of_a_checkpoint_holds_unless_another_is_given(tmp_path: Path) -> None:
@@ -231,10 +278,13 @@ def test_the_bound_of_a_checkpoint_holds_unless_another_is_given(tmp_path: Path)
     model.config.min_avg_logprob = -0.25
     save_checkpoint(tmp_path / "saved", model, processor)
     loaded, _ = load_checkpoint(tmp_path / "saved")
-    assert loaded.config.min_avg_logprob == -0.25
+    assert loaded.config.min_avg_logprob == -0.25 and loaded.config.lone_words is True
     config = json.loads((tmp_path / "saved" / "config.json").read_text()) | {"min_avg_logprob": 0.5}
     (tmp_path / "saved" / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"min_avg_logprob is 0\.5"):
+        load_checkpoint(tmp_path / "saved")
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(config | {"min_avg_logprob": -0.5, "lone_words": "no"}))
+    with pytest.raises(CheckpointError, match="lone_words"):
         load_checkpoint(tmp_path / "saved")
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import aura
 from aura.audio.waveform import load_waveform
 from aura.data.manifest import read_utterances
-from aura.inference.confidence import sureness
+from aura.inference.confidence import is_lone_word, sureness
 from aura.student.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -353,6 +353,13 @@ def test_a_bound_keeps_the_share_that_was_asked_for(
     assert len(heard) >= 10 and 0.8 * len(heard) <= len(kept) < len(heard)
     assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "shipped") == 0
     assert aura.load(tmp_path / "shipped").model.config.min_avg_logprob == value  # as it was
+    assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "shipped", "--no-lone-words") == 0
+    assert run(ship, monkeypatch, tmp_path / "trained", tmp_path / "shipped", "--table", manifest) == 0
+    config = aura.load(tmp_path / "shipped").model.config
+    assert config.min_avg_logprob == value and config.lone_words is False  # both stay
+    wordy = sum(not is_lone_word(t.text) for t in heard)
+    assert run(bound, monkeypatch, tmp_path / "shipped", manifest) == 0
+    assert f"{wordy} clips with words" in capsys.readouterr().err  # a word by itself is none
     assert run(bound, monkeypatch, tmp_path / "trained", manifest, "--keep", "0") == 2
     capsys.readouterr()
     said_first = {row: t.segments[0] for row, t in enumerate(everything) if t.segments}  # type: ignore[union-attr]

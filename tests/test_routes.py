@@ -31,6 +31,7 @@ from aura.evaluation.routes.recognise import Heard
 from aura.evaluation.routes.route import Question, Reply, Route
 from aura.evaluation.routes.student import StudentRoute, llm_of
 from aura.evaluation.routes.text import TextReader, TextRoute, shot_messages
+from aura.inference.bound import Bound
 from aura.inference.confidence import confidence, sureness
 from aura.inference.engine import Engine
 from aura.inference.generate import generate_texts
@@ -310,15 +311,15 @@ def test_answers_that_a_route_is_unsure_of_say_nothing(tmp_path: Path) -> None:
     every = open_route(spec, shelf=shelf)
     said = [reply.text for reply in every.answer(asked, max_new_tokens=6)]
     assert "min_avg_logprob" not in every.facts.settings and "" not in said
-    own = open_route(spec, shelf=shelf, min_avg_logprob=None)
+    own = open_route(spec, shelf=shelf, bound=Bound())
     assert own.facts.settings["min_avg_logprob"] == sorted(sure)[1]
     assert [reply.text for reply in own.answer(asked, max_new_tokens=6)] == [
         "" if value == min(sure) else text for value, text in zip(sure, said, strict=True)
     ]
-    asked_otherwise = open_route(spec, shelf=shelf, min_avg_logprob=None, prompt="Write it down.")
+    asked_otherwise = open_route(spec, shelf=shelf, bound=Bound(), prompt="Write it down.")
     assert [reply.text for reply in asked_otherwise.answer(asked, max_new_tokens=6)] == said
     with pytest.raises(RecipeError, match="at most 0"):
-        open_route(spec, shelf=shelf, min_avg_logprob=0.5)
+        open_route(spec, shelf=shelf, bound=Bound(min_avg_logprob=0.5))
 
 
 def loaded(checkpoint: Path) -> StudentRoute:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,9 +24,9 @@ from aura.evaluation.routes.llm import llm_digest
 from aura.evaluation.tables import tables
 from aura.evaluation.tasks import TASKS, Task, get_task
 from aura.evaluation.unsure import bound_for
-from aura.inference.confidence import sureness
+from aura.inference.bound import Held
 from aura.inference.generate import plan_batches, prompt_length
-from aura.inference.transcribe import bound_of, bound_settings, written
+from aura.inference.transcribe import written
 from aura.progress import Advance, audio_progress
 
 if TYPE_CHECKING:
@@ -69,6 +68,7 @@ def evaluate(
     batch_items: int = CHUNK,
     prompt: str | None = None,
     min_avg_logprob: float | None = None,
+    lone_words: bool | None = None,
     limit: int | None = None,
     resume: bool = True,
     command: str = "aura.evaluation.evaluate.evaluate(...)",
@@ -90,6 +90,7 @@ def evaluate(
         prompt: asked behind the audio instead of what the utterances' own user turns say.
         min_avg_logprob: for `transcribe` and `silence`: an answer less sure than this says nothing, as `transcribe_each` has
             it; None for the checkpoint's own bound, `-inf` for none.
+        lone_words: for the same tasks: False where one word says nothing; None for what the checkpoint says.
         limit: first N utterances.
         resume: go on with the items in `out`; False starts over.
         command: what reproduces the report, kept in it.
@@ -102,7 +103,7 @@ def evaluate(
     """
     kind = get_task(task)
     items = items_of(kind, list(itertools.islice(utterances, limit)))
-    least = bound_of(engine.model, bound_for(kind.name, min_avg_logprob), prompt)
+    held = bound_for(kind.name, min_avg_logprob, lone_words).of(engine.model, prompt)
     score_items(kind, items[:1], [None])  # the scoring package is missing: say so now, not after an hour
     decides: dict[str, Any] = {
         "checkpoint": engine.checkpoint,
@@ -115,7 +116,7 @@ def evaluate(
         "max_new_tokens": max_new_tokens,
         "noise": noise_settings(item.utterance for item in items),
     }
-    decides |= bound_settings(least)
+    decides |= held.settings()
     start = time.monotonic()
     folder = Path(out)
     with one_writer(folder), ItemLog(folder / "items.jsonl", settings=decides, resume=resume) as done:
@@ -124,9 +125,7 @@ def evaluate(
         pending = [item for item in items if kept.get(item.id) != names[item.id]]
         with audio_progress("evaluating", len(items), show=show_progress) as advance:
             advance(len(items) - len(pending), 0.0)
-            for row in _answer(
-                engine, pending, kind, prompt, least, max_new_tokens, batch_tokens, batch_items, advance
-            ):
+            for row in _answer(engine, pending, kind, prompt, held, max_new_tokens, batch_tokens, batch_items, advance):
                 done.append({**row, "question": names[row["id"]]})
         by_id = {row["id"]: row for row in done.rows()}
     rows = [by_id[item.id] for item in items]
@@ -172,7 +171,7 @@ def _answer(
     items: Sequence[Item],
     task: Task,
     prompt: str | None,
-    least: float,
+    held: Held,
     max_new_tokens: int,
     batch_tokens: int,
     batch_items: int,
@@ -203,12 +202,12 @@ def _answer(
                 examples = [example for _, example in batch]
                 generations = engine.generate(examples, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
                 sure: Sequence[float | None] = [None] * len(batch)
-                if least > -math.inf:
+                if held.needs_scores:
                     sure = engine.confidence(examples, generations, batch_tokens=batch_tokens)
                 used = (time.monotonic() - start) / len(batch) + decoding
                 for (item, example), generation, average in zip(batch, generations, sure, strict=True):
                     seconds = sum(len(wave) for wave in example.waveforms) / 16_000
-                    text = "" if average is not None and sureness(generation.text, average) < least else generation.text
+                    text = "" if held.leaves_out(generation.text, average) else generation.text
                     row = _row(item, task, hypothesis=text, finished=generation.finished, seconds=seconds, used=used)
                     yield row if average is None else {**row, "avg_logprob": written(average)}
                     advance(1, seconds)

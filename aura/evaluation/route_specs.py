@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import random
 import re
 from collections import Counter
@@ -18,6 +17,7 @@ from aura.evaluation.route_host import OpenRoute
 from aura.evaluation.routes.open import SPECS, open_route
 from aura.evaluation.routes.recognise import AsrOptions
 from aura.evaluation.routes.student import llm_of
+from aura.inference.bound import EVERYTHING, Bound
 from aura.student.files import CONFIG, checkpoint_folder
 
 _SPEC = re.compile(r"(?:(?P<name>[\w.-]+):)?(?P<spec>(?P<kind>aura|bridge|cascade|text|endpoint)(?:=(?P<value>.*))?)")
@@ -55,7 +55,7 @@ class RouteOptions:
         prompt: asked behind the audio, of the shots as well.
         asr_only: the cascade's answer is what its recogniser wrote.
         language: what the recogniser is told; None lets it detect.
-        min_avg_logprob: what checkpoints' answers must reach to say anything, see `open_route`.
+        bound: what checkpoints' answers must show to say anything, see `open_route`.
     """
 
     llm: str | None = None
@@ -66,7 +66,7 @@ class RouteOptions:
     prompt: str | None = None
     asr_only: bool = False
     language: str | None = None
-    min_avg_logprob: float | None = -math.inf
+    bound: Bound = EVERYTHING
 
 
 def parse_routes(words: Sequence[str], *, checkpoint: str | None = None, vad: bool = False) -> list[RouteSpec]:
@@ -117,10 +117,10 @@ def openers(routes: Sequence[RouteSpec], options: RouteOptions) -> list[OpenRout
         CheckpointError: no checkpoint to take the LLM from.
     """
     hearing = any(route.kind in ("aura", "bridge") for route in routes)
-    if not hearing and options.min_avg_logprob is not None and options.min_avg_logprob > -math.inf:
+    if not hearing and options.bound not in (Bound(), EVERYTHING):
         raise RecipeError(
-            f"min_avg_logprob is {options.min_avg_logprob:g} with the routes {', '.join(route.spec for route in routes)}; expected "
-            "aura=CHECKPOINT or bridge=CHECKPOINT among them, or no bound"
+            f"a bound is given with the routes {', '.join(route.spec for route in routes)}; expected "
+            "aura=CHECKPOINT or bridge=CHECKPOINT among them, or neither min_avg_logprob nor lone_words"
         )
     reads = options.llm or shared_llm(routes)
     found: list[OpenRoute] = []
@@ -133,7 +133,7 @@ def openers(routes: Sequence[RouteSpec], options: RouteOptions) -> list[OpenRout
         }
         if route.kind in ("aura", "bridge"):
             settings["llm"] = options.llm  # a checkpoint knows its own
-            settings |= {"min_avg_logprob": options.min_avg_logprob, "prompt": _foreign_prompt(route, routes, options)}
+            settings |= {"bound": options.bound, "prompt": _foreign_prompt(route, routes, options)}
         elif route.kind in ("cascade", "text"):
             asr_only = route.kind == "cascade" and options.asr_only
             if reads is None and not asr_only and not (route.kind == "text" and route.value):

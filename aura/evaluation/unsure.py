@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 from aura.errors import RecipeError
-from aura.inference.transcribe import check_bound
+from aura.inference.bound import EVERYTHING, Bound
 
 UNSURE_IS_SILENT = ("transcribe", "silence")
 
 
-def bound_for(task: str, min_avg_logprob: float | None) -> float | None:
-    """What answers of a task must reach: the given bound, None for the checkpoint's own, `-inf` where every answer counts.
+def bound_for(task: str, min_avg_logprob: float | None, lone_words: bool | None = None) -> Bound:
+    """What answers of a task must show: what is given, and else what the checkpoint asks; nothing where every answer counts.
 
     Raises:
         RecipeError: an impossible bound, or one for a task that has none.
     """
     if task in UNSURE_IS_SILENT:
-        return None if min_avg_logprob is None else check_bound(min_avg_logprob)
-    if min_avg_logprob is not None:
+        return Bound(min_avg_logprob=min_avg_logprob, lone_words=lone_words)
+    given = {"min_avg_logprob": min_avg_logprob, "lone_words": lone_words}
+    if named := [name for name, value in given.items() if value is not None]:
         raise RecipeError(
-            f"min_avg_logprob is given with the task {task}; expected one of {', '.join(UNSURE_IS_SILENT)} with it. Leave it out: "
-            "answers to questions always count"
+            f"{' and '.join(named)} given with the task {task}; expected one of {', '.join(UNSURE_IS_SILENT)} with it. Leave it "
+            "out: answers to questions always count"
         )
-    return -math.inf
+    return EVERYTHING

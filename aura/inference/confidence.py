@@ -35,13 +35,14 @@ LONE_WORD = 2.0  # how many times the doubt in a word counts that is the whole a
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")  # Thai to Chinese
 
 
-def sureness(text: str, avg_logprob: float) -> float:
-    """What is held to a bound on the mean log-probability of a text's tokens: the mean, and `LONE_WORD` times that of one word.
+def is_lone_word(text: str) -> bool:
+    """Whether a text is one word; never so in a script without blanks between words."""
+    return len(text.split()) == 1 and not _UNSPACED.search(text)
 
-    A text in a script without blanks between words is never one word.
-    """
-    is_lone = len(text.split()) == 1 and not _UNSPACED.search(text)
-    return LONE_WORD * avg_logprob if is_lone else avg_logprob
+
+def sureness(text: str, avg_logprob: float) -> float:
+    """What is held to a bound on the mean log-probability of a text's tokens: the mean, and `LONE_WORD` times that of one word."""
+    return LONE_WORD * avg_logprob if is_lone_word(text) else avg_logprob
 
 
 def confidence(

@@ -97,6 +97,7 @@ class Engine:
         max_new_tokens: int = MAX_NEW_TOKENS,
         batch_tokens: int = 2048,
         min_avg_logprob: float | None = None,
+        lone_words: bool | None = None,
         scores: bool = False,
     ) -> Transcript | list[Transcript]:
         """What is said, in recordings of any length.
@@ -109,7 +110,7 @@ class Engine:
             overlap: seconds that two windows share where no pause lies near their border; 2 by default.
             max_new_tokens: per window.
             batch_tokens: see `generate_texts`.
-            min_avg_logprob, scores: leave out what the model is unsure of; see `transcribe_each`.
+            min_avg_logprob, lone_words, scores: leave out what the model is unsure of; see `transcribe_each`.
 
         Returns:
             a `Transcript`, or a list of them for a list.
@@ -128,6 +129,7 @@ class Engine:
             max_new_tokens=max_new_tokens,
             batch_tokens=batch_tokens,
             min_avg_logprob=min_avg_logprob,
+            lone_words=lone_words,
             scores=scores,
         ):
             if isinstance(result, AuraError):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from aura.batch.collate import Example
 from aura.batch.prompt import user_message
 from aura.data.utterance import NO_SPEECH_ANSWER
-from aura.errors import AuraError, RecipeError
-from aura.inference.confidence import HEARD_AGAIN, HEARINGS, LONE_WORD, sureness
+from aura.errors import AuraError
+from aura.inference.bound import Bound, Held
 from aura.inference.generate import Generation
 from aura.inference.messages import rereadable
 from aura.inference.stitch import drop_overlap
@@ -69,7 +69,7 @@ class Transcript:
         segments: the stretches it was heard in, in order, those without words left out.
         seconds: length of the recording.
         truncated: an answer hit `max_new_tokens`, so words may be missing (or a model looped).
-        unsure: windows whose words were left out, see `min_avg_logprob`.
+        unsure: windows whose words were left out, see `min_avg_logprob` and `lone_words`.
     """
 
     text: str
@@ -102,6 +102,10 @@ class _Heard:
     finished: bool
     avg_logprob: float | None = None
     is_unsure: bool = False
+    is_alone: bool = False
+
+    def left_out(self) -> _Heard:
+        return replace(self, text="", finished=True, is_unsure=True)
 
 
 def transcribe_each(
@@ -114,6 +118,7 @@ def transcribe_each(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_tokens: int = 2048,
     min_avg_logprob: float | None = None,
+    lone_words: bool | None = None,
     scores: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> Iterator[tuple[int, Transcript | AuraError]]:
@@ -129,6 +134,8 @@ def transcribe_each(
             said there; None for the checkpoint's own bound, if it has one and the prompt is its own, `-inf` for none.
             A short window is heard four times, and the lowest mean counts: see `confidence`. A lone word's counts twice: see
             `sureness`.
+        lone_words: False leaves out a word that is all a window says, where no other window of the recording says more; None
+            for what the checkpoint says, if a bound holds.
         scores: segments carry that mean, also without a bound.
         progress: called with the seconds of audio that were done.
 
@@ -140,7 +147,7 @@ def transcribe_each(
     window = min(WINDOW, config.max_seconds) if window is None else window
     overlap = min(OVERLAP, window / 2) if overlap is None else overlap
     check_window(window, overlap, max_seconds=config.max_seconds)
-    least = bound_of(engine.model, min_avg_logprob, prompt)
+    held = Bound(min_avg_logprob=min_avg_logprob, lone_words=lone_words).of(engine.model, prompt)
     message = user_message(config.prompt if prompt is None else prompt)
     positions = engine.processor.feature_extractor.grid.count_seconds(window) + max_new_tokens
     ahead = BATCHES_AHEAD * max(1, batch_tokens // positions)
@@ -152,12 +159,12 @@ def transcribe_each(
             Example(id=f"the window at {w.start:.1f} s", messages=[message], waveforms=[w.wave_N]) for w in spoken
         ]
         generations = engine.generate(examples, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens)
-        sure = _scores(engine, examples, generations, batch_tokens) if scores or least > -math.inf else {}
+        sure = _scores(engine, examples, generations, batch_tokens) if scores or held.needs_scores else {}
         answers = iter(enumerate(generations))
         for index, piece in chunk:
             if isinstance(piece, Window):
                 number, answer = (-1, None) if piece.is_silent else next(answers)
-                heard.setdefault(index, []).append(_heard(piece, answer, sure.get(number), least))
+                heard.setdefault(index, []).append(_heard(piece, answer, sure.get(number), held))
                 if progress is not None:
                     progress(piece.end - piece.start)
             elif piece is None:
@@ -165,39 +172,6 @@ def transcribe_each(
             else:
                 heard.pop(index, None)
                 yield index, piece
-
-
-def bound_of(model: AuraForConditionalGeneration, min_avg_logprob: float | None, prompt: str | None) -> float:
-    """What an answer must reach: the given bound, or the checkpoint's own where the prompt is its own too.
-
-    Raises:
-        RecipeError: no log-probability.
-    """
-    own = model.config.min_avg_logprob if prompt is None else None
-    return check_bound(own if min_avg_logprob is None else min_avg_logprob)
-
-
-def check_bound(min_avg_logprob: float | None) -> float:
-    """The bound, `-inf` for None.
-
-    Raises:
-        RecipeError: no log-probability.
-    """
-    if min_avg_logprob is None:
-        return -math.inf
-    if not min_avg_logprob <= 0:
-        raise RecipeError(
-            f"min_avg_logprob is {min_avg_logprob:g}; a log-probability is at most 0, e.g. -0.3 (-inf keeps everything)"
-        )
-    return min_avg_logprob
-
-
-def bound_settings(least: float) -> dict[str, Any]:
-    """What a report says of the bound: nothing where there is none."""
-    if least == -math.inf:
-        return {}
-    again = {"heard_again_below": HEARD_AGAIN, "heard_again": list(HEARINGS)}
-    return {"min_avg_logprob": least, **again, "doubt_in_a_lone_word": LONE_WORD}
 
 
 def _scores(
@@ -214,18 +188,18 @@ def _said(answer: Generation | None) -> str:
     return "" if text == NO_SPEECH_ANSWER else text
 
 
-def _heard(window: Window, answer: Generation | None, avg_logprob: float | None, least: float) -> _Heard:
+def _heard(window: Window, answer: Generation | None, avg_logprob: float | None, held: Held) -> _Heard:
     text = _said(answer)
-    is_unsure = avg_logprob is not None and sureness(text, avg_logprob) < least
-    return _Heard(
+    found = _Heard(
         start=window.start,
         end=window.end,
         overlaps=window.overlaps,
-        text="" if is_unsure else text,
-        finished=is_unsure or answer is None or answer.finished,
+        text=text,
+        finished=answer is None or answer.finished,
         avg_logprob=avg_logprob,
-        is_unsure=is_unsure,
+        is_alone=held.is_alone(text),
     )
+    return found.left_out() if held.is_unsure(text, avg_logprob) else found
 
 
 def _windows_of_all(
@@ -242,6 +216,8 @@ def _windows_of_all(
 
 
 def _join(heard: Sequence[_Heard]) -> Transcript:
+    if not any(h.text and not h.is_alone for h in heard):  # beside other words, a word is not alone
+        heard = [h.left_out() if h.is_alone and h.text else h for h in heard]
     texts = [h.text for h in heard]
     starts, ends = [h.start for h in heard], [h.end for h in heard]
     for i in range(1, len(heard)):

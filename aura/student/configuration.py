@@ -26,6 +26,7 @@ class AuraConfig(PreTrainedConfig):
         gate: `audio` or `all`, see `LoraConfig`.
         prompt: text that stood after the audio in training; the default prompt of transcribe.
         min_avg_logprob: transcripts less sure than this count as nothing said, see `transcribe_each`; None keeps all.
+        lone_words: whether one word can be all of a transcript that is held to that bound.
         encoder, encoder_fingerprint: of a bridge: reference of its speech encoder, shapes and a sample of its weights.
         projector_width, silence_seconds: of a bridge, see `BridgeConfig`.
         adapter: whether LoRA weights belong to the checkpoint; only a bridge can do without.
@@ -50,6 +51,7 @@ class AuraConfig(PreTrainedConfig):
     gate: str = "audio"
     prompt: str | None = None
     min_avg_logprob: float | None = None
+    lone_words: bool = True
     encoder: str | None = None
     encoder_fingerprint: dict[str, Any] | None = None
     projector_width: int = 2048
@@ -87,6 +89,8 @@ def read_config(folder: Path) -> AuraConfig:
         bound = config.min_avg_logprob
         if bound is not None and not bound <= 0:
             raise ValueError(f"min_avg_logprob is {bound}; expected null or a log-probability, which is at most 0")
+        if not isinstance(config.lone_words, bool):
+            raise ValueError(f"lone_words is {config.lone_words!r}; expected true or false")
         return config
     except Exception as error:  # torn JSON, fields of another type or another version's
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

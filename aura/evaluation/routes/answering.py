@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,8 @@ from aura.batch.collate import Example, collate
 from aura.batch.prompt import IGNORE, build_prompt
 from aura.errors import AudioError, AuraError, PromptError
 from aura.evaluation.routes.route import Progress, Reply
-from aura.inference.confidence import confidence, sureness
+from aura.inference.bound import Held
+from aura.inference.confidence import confidence
 from aura.inference.generate import Generation, end_tokens, generate_texts, plan_batches, prompt_length
 from aura.student.cache_key import CACHE_KEY
 from aura.student.model import AuraForConditionalGeneration
@@ -33,7 +33,7 @@ class Answerer:
         processor: of the same LLM.
         batch_tokens: bounds a batch, see `generate_texts`. It decides no answer in float32; in 16 bits two nearly
             equal candidates may change places when the batch does.
-        least: an answer whose `sureness` is lower says nothing; `-inf` keeps all, and saves a pass.
+        held: an answer that it leaves out says nothing; by default every answer counts, which saves a pass.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class Answerer:
         processor: AuraProcessor,
         *,
         batch_tokens: int = BATCH_TOKENS,
-        least: float = -math.inf,
+        held: Held = Held(),  # noqa: B008  # frozen
     ) -> None:
         self.model = model
         self.processor = processor
         self.batch_tokens = batch_tokens
-        self.least = least
+        self.held = held
 
     def answer(
         self,
@@ -184,12 +184,11 @@ class Answerer:
         return [outcome for question in batch for outcome in self._generate([question], max_new_tokens)]
 
     def _sure_enough(self, batch: Sequence[Example], found: Sequence[Generation]) -> Iterator[Generation]:
-        if self.least == -math.inf:
-            yield from found
-            return
-        sure = confidence(self.model, self.processor, batch, found, batch_tokens=self.batch_tokens)
+        sure: Sequence[float | None] = [None] * len(batch)
+        if self.held.needs_scores:
+            sure = confidence(self.model, self.processor, batch, found, batch_tokens=self.batch_tokens)
         for generation, average in zip(found, sure, strict=True):
-            yield replace(generation, text="") if sureness(generation.text, average) < self.least else generation
+            yield replace(generation, text="") if self.held.leaves_out(generation.text, average) else generation
 
 
 def reply(outcome: Generation | Exception, *, seconds: float) -> Reply:

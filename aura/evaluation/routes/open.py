@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aura.data.utterance import Utterance
 from aura.errors import RecipeError
 from aura.evaluation.routes.route import Route
+from aura.inference.bound import EVERYTHING, Bound
 
 if TYPE_CHECKING:
     from aura.evaluation.routes.endpoint import EndpointOptions
@@ -35,7 +35,7 @@ def open_route(
     asr_only: bool = False,
     asr: AsrOptions | None = None,
     endpoint: EndpointOptions | None = None,
-    min_avg_logprob: float | None = -math.inf,
+    bound: Bound = EVERYTHING,
     prompt: str | None = None,
     shelf: LlmShelf | None = None,
 ) -> Route:
@@ -55,9 +55,8 @@ def open_route(
         asr_only: the cascade's answer is what its ASR wrote; for transcription, where an LLM would only copy.
         asr: how the cascade recognises; its reference gives way to the spec's.
         endpoint: how the endpoint is asked; its URL gives way to the spec's.
-        min_avg_logprob, prompt: what an answer of aura or bridge must reach in the mean log-probability of its tokens to say
-            anything: None for the checkpoint's own bound, which counts where `prompt`, asked behind the audio instead of
-            its own, is None too. Every answer counts by default.
+        bound, prompt: what an answer of aura or bridge must show to say anything; what the checkpoint says itself counts
+            where `prompt`, asked behind the audio instead of its own, is None. Every answer counts by default.
         shelf: gives routes on one LLM one copy of its weights; device and dtype are then the shelf's.
 
     Raises:
@@ -86,7 +85,7 @@ def open_route(
             llm=llm,
             name=named,
             batch_tokens=batch_tokens,
-            min_avg_logprob=min_avg_logprob,
+            bound=bound,
             prompt=prompt,
         )
     llm = llm or (llm_of(value) if kind == "text" and value else None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,8 @@ from aura.evaluation.routes.llm import (
     weight_bytes,
 )
 from aura.evaluation.routes.route import Kind, Progress, Question, Reply, RouteFacts
+from aura.inference.bound import EVERYTHING, Bound, Held
 from aura.inference.engine import Engine
-from aura.inference.transcribe import bound_of, bound_settings
 from aura.student.checkpoint import load_checkpoint
 from aura.student.files import CONFIG, checkpoint_folder
 
@@ -45,7 +44,7 @@ class StudentRoute:
         name: str | None = None,
         llm: str | None = None,
         batch_tokens: int = BATCH_TOKENS,
-        least: float = -math.inf,
+        held: Held = Held(),  # noqa: B008  # frozen
     ) -> None:
         self.engine = engine
         config = engine.model.config
@@ -63,12 +62,12 @@ class StudentRoute:
                 "decoding": "greedy",
                 "template_digest": template_digest(engine.processor),
                 **{field: getattr(config, field) for field in DECIDING + DECIDING_BRIDGE * config.is_bridge},
-                **bound_settings(least),
+                **held.settings(),
             },
             parameters=count_parameters(engine.model),
             bytes_on_disk=_bytes(engine.checkpoint, reference, config.encoder),
         )
-        self._answerer = Answerer(engine.model, engine.processor, batch_tokens=batch_tokens, least=least)
+        self._answerer = Answerer(engine.model, engine.processor, batch_tokens=batch_tokens, held=held)
 
     def answer(
         self, questions: Sequence[Question], *, max_new_tokens: int, progress: Progress | None = None
@@ -90,7 +89,7 @@ def open_student(
     llm: str | None = None,
     name: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
-    min_avg_logprob: float | None = -math.inf,
+    bound: Bound = EVERYTHING,
     prompt: str | None = None,
 ) -> StudentRoute:
     """Checkpoint folder or Hub id -> route.
@@ -99,11 +98,10 @@ def open_student(
         kind: `aura` or `bridge`, as the user called it.
         shelf: where the LLM's weights come from.
         llm: reference of the LLM instead of the one named in the checkpoint.
-        min_avg_logprob, prompt: what an answer must reach to say anything, see `bound_of`; by default every answer counts.
+        bound, prompt: what an answer must show to say anything, see `Bound.of`; by default every answer counts.
 
     Raises:
         CheckpointError: no checkpoint, one of another LLM, or one of the other kind.
-        RecipeError: an impossible bound.
     """
     reference = llm or llm_of(checkpoint)
     model, processor = load_checkpoint(
@@ -113,10 +111,10 @@ def open_student(
         raise CheckpointError(
             f"{checkpoint} was given as {kind}, but it is a checkpoint of the {found} route; use {found}={checkpoint}"
         )
-    least = bound_of(model, min_avg_logprob, prompt)
+    held = bound.of(model, prompt)
     model.to(shelf.device)  # type: ignore[arg-type]  # its decorator hides the signature
     engine = Engine(model, processor, checkpoint=checkpoint)
-    return StudentRoute(engine, name=name, llm=reference, batch_tokens=batch_tokens, least=least)
+    return StudentRoute(engine, name=name, llm=reference, batch_tokens=batch_tokens, held=held)
 
 
 def llm_of(checkpoint: str) -> str:
