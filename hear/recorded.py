@@ -31,6 +31,7 @@ from aura.synthesis.no_speech import SECONDS, Kind, clip_id, clip_row
 from aura.synthesis.render import write_audio
 
 SPOKEN_SECONDS = (0.7, SECONDS[1])  # a shorter one may be a letter or a cry
+PHRASE_SECONDS = (1.5, 4.0)  # of a few words
 WORD_SECONDS = (0.5, 1.5)  # of single words: a telephone's numerals, things in a picture
 NAME_SECONDS = (0.4, 2.0)  # of what a picture is called
 SHOUT_SECONDS = (0.4, 2.6)
@@ -54,6 +55,7 @@ class Source:
         without: parts of names that none of them has.
         pieces: stretches from one quiet moment to another, out of longer recordings, instead of whole ones.
         behind: how many of them come before, in another part; none is taken again then, under whatever name.
+        at_least: seconds; shorter ones are not taken, but counted among those that come before.
     """
 
     package: str
@@ -66,6 +68,7 @@ class Source:
     without: tuple[str, ...] = ()
     pieces: bool = False
     behind: int = 0
+    at_least: float = 0.0
 
 
 def people(
@@ -250,6 +253,19 @@ SOURCES["test-rest"] = tuple(
 )
 
 
+# More than a word: the prompts that `test` has left, and sentences of one more person, whole and in pieces. Not looked at before
+# lone words were left out of what is written down.
+SOURCES["test-phrases"] = (
+    *(
+        replace(source, clips=clips, behind=source.clips, at_least=PHRASE_SECONDS[0])
+        for source, clips in zip(SOURCES["test"][:4], (145, 125, 105, 145), strict=True)
+    ),
+    replace(SOURCES["test-words"][1], clips=105, seconds=(PHRASE_SECONDS[0], SPOKEN_SECONDS[1])),
+    people("festvox-ru", "ru", 190, "/wav/", speaker="festvox NSH"),
+    people("festvox-ru", "ru", 185, "/wav/", speaker="festvox NSH", seconds=PHRASE_SECONDS, pieces=True),
+)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="with a folder for each package")
@@ -336,7 +352,7 @@ def _clips(packages: Path, source: Source, out: Path, seed: int, telephone: bool
         if before:
             before -= 1
             continue
-        if is_known:
+        if is_known or len(wave_N) < source.at_least * SAMPLE_RATE:
             continue
         wave_N = telephone_band(wave_N) if telephone else wave_N
         fields = {"source": f"{source.package}/{file.name}"}

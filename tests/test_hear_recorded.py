@@ -105,6 +105,20 @@ def test_more_of_a_source_is_none_of_what_came_before(recorded: Any, tmp_path: P
         recorded.collect(tmp_path / "packages", (replace(source, clips=7, behind=4),), tmp_path / "most", 0)
 
 
+def test_phrases_are_none_of_the_test_before_and_longer_than_a_word(
+    recorded: Any, packages: Path, tmp_path: Path
+) -> None:
+    source = recorded.prompts("prompts", "ru", "Ivan", 5)  # of 12, which last 1.0 to 3.2 s
+    first = recorded.collect(packages, (source,), tmp_path / "one", 0)
+    long_before = sum(row["seconds"] >= 1.5 for row in first)
+    rest = replace(source, clips=9 - long_before, behind=5, at_least=1.5)
+    more = recorded.collect(packages, (rest,), tmp_path / "more", 0)
+    assert not {row["source"] for row in first} & {row["source"] for row in more}
+    assert len(more) == 9 - long_before and min(row["seconds"] for row in more) >= 1.5
+    for old, new in zip(recorded.SOURCES["test"][:4], recorded.SOURCES["test-phrases"], strict=False):
+        assert (new.package, new.behind, new.seconds) == (old.package, old.clips, old.seconds)
+
+
 def test_what_is_missing_is_said_in_one_line(
     recorded: Any, packages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
