@@ -84,7 +84,7 @@ def transcribe(
         max_new_tokens: tokens per window at most.
         batch_tokens: positions per batch.
         min_avg_logprob: leave out windows whose tokens have a lower mean log-probability, e.g. -0.3: what the model is unsure
-            of is often invented. Of less than 3 s the lowest mean of four hearings counts. The checkpoint's own bound by default,
+            of is often invented. The lowest mean of two hearings counts, below 3 s of four. The checkpoint's own bound by default,
             if it has one; -inf keeps everything.
         lone_words: whether one word can be all of a transcript. What the checkpoint says by default: where nothing stands beside
             it, a word of another language that sounds like one of ours is not told from it.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aura.errors import RecipeError
-from aura.inference.confidence import HEARD_AGAIN, HEARINGS, LONE_WORD, is_lone_word, sureness
+from aura.inference.confidence import HEARD_AGAIN, HEARD_TWICE, HEARINGS, LONE_WORD, is_lone_word, sureness
 from aura.student.model import AuraForConditionalGeneration
 
 
@@ -83,6 +83,7 @@ class Held:
         found: dict[str, Any] = {}
         if self.needs_scores:
             found |= {"min_avg_logprob": self.least, "heard_again_below": HEARD_AGAIN, "heard_again": list(HEARINGS)}
+            found["heard_twice"] = list(HEARD_TWICE)
         if not self.lone_words:
             found["lone_words"] = False
         elif self.needs_scores:

@@ -1,4 +1,4 @@
-"""How sure a model is of what it wrote: a pass over prompts and answers behind the decoding, four where the audio is short.
+"""How sure a model is of what it wrote: two passes over prompts and answers behind the decoding, four where the audio is short.
 
 Greedy decoding by way of `ScreenedArgmax` never sees a probability, and most callers ask for none.
 """
@@ -22,7 +22,12 @@ from aura.student.processor import AuraProcessor
 
 # Our choice (dev/LOG.md): of words in other languages that are taken for English, the hearing adapter is seldom as sure with a
 # pause around them, played faster, and by telephone; of English ones it mostly is. Played slower, it is unsure of both.
-HEARD_AGAIN = 3.0  # seconds: audio shorter than this is heard again, in each way of HEARINGS
+HEARD_AGAIN = (
+    3.0  # seconds: audio shorter than this is heard again in each way of HEARINGS, longer audio in those of HEARD_TWICE
+)
+HEARD_TWICE = (
+    "paused",
+)  # sentences that orders are invented for seldom stay as sure; of orders the other ways lose too many
 PAUSE = 0.3  # seconds of silence before and behind it then
 FASTER = 1.12
 HEARINGS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -53,10 +58,10 @@ def confidence(
     *,
     batch_tokens: int = 2048,
 ) -> list[float]:
-    """How sure the model is of each answer: `average_log_probs`, of short audio the lowest of four hearings.
+    """How sure the model is of each answer: `average_log_probs`, the lowest of two hearings, of short audio of four.
 
-    Once as it is, and in each way of `HEARINGS` with `PAUSE` seconds of silence on either side; audio of `HEARD_AGAIN` seconds
-    or more is heard once.
+    Once as it is, and with `PAUSE` seconds of silence on either side: in each way of `HEARINGS`, or in those of `HEARD_TWICE`
+    where it takes `HEARD_AGAIN` seconds or more. What would become too long for the model is heard once.
 
     Args:
         examples, generations, batch_tokens: see `average_log_probs`.
@@ -65,9 +70,10 @@ def confidence(
         PromptError: see `prompt_length`.
     """
     found = average_log_probs(model, processor, examples, generations, batch_tokens=batch_tokens)
-    again = [i for i, example in enumerate(examples) if _is_short(example, model.config.max_seconds)]
-    answered = [generations[i] for i in again]
-    for way in HEARINGS.values():
+    ways = [_hearings(example, model.config.max_seconds) for example in examples]
+    for name, way in HEARINGS.items():
+        again = [i for i, names in enumerate(ways) if name in names]
+        answered = [generations[i] for i in again]
         otherwise = [_paused(examples[i], way) for i in again]
         heard = average_log_probs(model, processor, otherwise, answered, batch_tokens=batch_tokens)
         for index, value in zip(again, heard, strict=True):
@@ -75,9 +81,12 @@ def confidence(
     return found
 
 
-def _is_short(example: Example, max_seconds: float) -> bool:
+def _hearings(example: Example, max_seconds: float) -> tuple[str, ...]:
+    """The ways in which it is heard again."""
     seconds = [len(wave_N) / SAMPLE_RATE for wave_N in example.waveforms]
-    return bool(seconds) and sum(seconds) < HEARD_AGAIN and max(seconds) + 2 * PAUSE <= max_seconds
+    if not seconds or max(seconds) + 2 * PAUSE > max_seconds:
+        return ()
+    return tuple(HEARINGS) if sum(seconds) < HEARD_AGAIN else HEARD_TWICE
 
 
 def _paused(example: Example, way: Callable[[np.ndarray], np.ndarray]) -> Example:

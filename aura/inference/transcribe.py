@@ -132,8 +132,8 @@ def transcribe_each(
         batch_tokens: see `generate_texts`.
         min_avg_logprob: what a window's text must reach in the mean log-probability of its tokens, or nothing counts as
             said there; None for the checkpoint's own bound, if it has one and the prompt is its own, `-inf` for none.
-            A short window is heard four times, and the lowest mean counts: see `confidence`. A lone word's counts twice: see
-            `sureness`.
+            A window is heard twice, a short one four times, and the lowest mean counts: see `confidence`. A lone word's
+            counts twice: see `sureness`.
         lone_words: False leaves out a word that is all a window says, where no other window of the recording says more; None
             for what the checkpoint says, if a bound holds.
         scores: segments carry that mean, also without a bound.
