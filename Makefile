@@ -91,6 +91,7 @@ hear: asked-to-hear people $(VENV)/installed
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-rest --out $(DATA)/no_speech_people_rest
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-rest --telephone --out $(DATA)/no_speech_telephone_rest
 	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-phrases --out $(DATA)/no_speech_people_phrases
+	$(BIN)/python hear/recorded.py $(PEOPLE) --split test-stretches --out $(DATA)/no_speech_people_stretches
 	$(BIN)/python hear/numerals.py --out $(DATA)/no_speech_numerals --clips 1650
 	$(BIN)/aura data questions $(DATA)/questions_train.txt.jsonl --split train --count 1500
 	$(BIN)/aura data questions $(DATA)/questions_test.txt.jsonl --split test --count 600

@@ -224,6 +224,11 @@ MEASURES = (
         manifest="no_speech_people_phrases.jsonl",
     ),
     false_transcripts(
+        "stretches",
+        "Stretches of longer Russian sentences, by one person: false transcripts",
+        manifest="no_speech_people_stretches.jsonl",
+    ),
+    false_transcripts(
         "accents",
         "Languages of the test, by voices that English was learnt from: false transcripts",
         manifest="no_speech_accents.jsonl",

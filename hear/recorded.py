@@ -265,6 +265,11 @@ SOURCES["test-phrases"] = (
     people("festvox-ru", "ru", 185, "/wav/", speaker="festvox NSH", seconds=PHRASE_SECONDS, pieces=True),
 )
 
+# Stretches of that person's longest sentences. Not looked at before longer audio was heard twice.
+SOURCES["test-stretches"] = (
+    people("festvox-ru", "ru", 110, "/wav/", speaker="festvox NSH", seconds=(4.0, 6.0), pieces=True),
+)
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
